@@ -1,0 +1,47 @@
+# `make demo` and `make test` each work alone on a fresh clone; both set up .venv first.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+EXTENSION := $(VENV)/built
+
+.PHONY: demo test test-asan lint bench clean
+
+demo: $(EXTENSION)
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(EXTENSION)
+	$(BIN)/python -m pytest tests $(ARGS)
+
+# The kernels under AddressSanitizer and UBSan, in a build of their own.
+test-asan: $(EXTENSION)
+	KAN_KERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/asan --build-temp build/asan-temp
+	cp kan_kernels/*.py build/asan/kan_kernels/
+	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=. \
+	  ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py -p no:cacheprovider -q $(ARGS)
+
+lint: $(EXTENSION)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(EXTENSION)
+	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python -m pytest bench/operators.py --benchmark-group-by=param:case $(ARGS)
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -U pip "setuptools>=77" wheel ninja
+	$(BIN)/pip install -q $(TORCH) numpy
+	touch $@
+
+$(EXTENSION): $(VENV)/installed $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info kan_kernels/*.so $(VENV)

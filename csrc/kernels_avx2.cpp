@@ -1,0 +1,19 @@
+// x86-64 with AVX2 and FMA.
+#include "problem.h"
+
+#include <new>
+#include <stdlib.h>
+
+#ifdef KAN_HAS_X86_KERNELS
+#include <immintrin.h>
+
+// After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+
+#define KAN_NAMESPACE kan_avx2
+#define KAN_VECTOR_BYTES 32
+#include "kernels.inl"
+
+const kan::KernelSet kan::kAvx2Kernels = {"avx2", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_input_any,
+                                       &KAN_NAMESPACE::backward_coef_any};
+#endif

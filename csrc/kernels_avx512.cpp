@@ -1,0 +1,19 @@
+// x86-64 with AVX-512 F, BW, DQ and VL.
+#include "problem.h"
+
+#include <new>
+#include <stdlib.h>
+
+#ifdef KAN_HAS_X86_KERNELS
+#include <immintrin.h>
+
+// After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
+
+#define KAN_NAMESPACE kan_avx512
+#define KAN_VECTOR_BYTES 64
+#include "kernels.inl"
+
+const kan::KernelSet kan::kAvx512Kernels = {"avx512", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_input_any,
+                                       &KAN_NAMESPACE::backward_coef_any};
+#endif

@@ -1,0 +1,12 @@
+// Any processor: 16-byte vectors, which the compiler maps to what there is (SSE2, NEON, plain C++).
+#include "problem.h"
+
+#include <new>
+#include <stdlib.h>
+
+#define KAN_NAMESPACE kan_baseline
+#define KAN_VECTOR_BYTES 16
+#include "kernels.inl"
+
+const kan::KernelSet kan::kBaselineKernels = {"baseline", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_input_any,
+                                       &KAN_NAMESPACE::backward_coef_any};

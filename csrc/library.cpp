@@ -1,0 +1,14 @@
+// Registration. The schemas are defined in kan_kernels/ops.py, which a build without C++ needs too.
+#include <torch/csrc/stable/library.h>
+
+#include "ops_cpu.h"
+
+STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
+  m.impl("spline_forward", TORCH_BOX(&kan::spline_forward));
+  m.impl("spline_backward_input", TORCH_BOX(&kan::spline_backward_input));
+  m.impl("spline_backward_coef", TORCH_BOX(&kan::spline_backward_coef));
+}
+
+extern "C" __attribute__((visibility("default"))) int kan_kernels_select_instruction_set(int level) {
+  return kan::select_instruction_set(level);
+}

@@ -1,0 +1,162 @@
+// Tensors to pointers and strides. Callers have checked the arguments; what is checked here keeps memory safe.
+#include "ops_cpu.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <vector>
+
+#include "problem.h"
+
+namespace kan {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+int best_instruction_set() {
+#ifdef KAN_HAS_X86_KERNELS
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
+    return 1;
+#endif
+  return 0;
+}
+
+std::atomic<int> instruction_set{-1};
+
+const KernelSet& kernels() {
+  switch (select_instruction_set(-1)) {
+#ifdef KAN_HAS_X86_KERNELS
+    case 2: return kAvx512Kernels;
+    case 1: return kAvx2Kernels;
+#endif
+    default: return kBaselineKernels;
+  }
+}
+
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  if (count <= grain) {
+    if (count > 0) body(0, count, context);
+    return;
+  }
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+Storage storage_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Storage::float64;
+    case ScalarType::Float: return Storage::float32;
+    case ScalarType::BFloat16: return Storage::bfloat16;
+    case ScalarType::Half: return Storage::float16;
+    default: STD_TORCH_CHECK(false, "kan_kernels: expected a floating-point tensor of 16, 32 or 64 bits");
+  }
+  return Storage::float32;
+}
+
+Operand operand(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, Storage storage) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == int64_t(shape.size()) && storage_of(t) == storage, "kan_kernels: ", name,
+                  " has an unexpected device, rank or dtype");
+  Operand result;
+  result.data = t.const_data_ptr();
+  int64_t d = 0;
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(t.size(d) == size, "kan_kernels: ", name, " has size ", t.size(d), " in dimension ", d, ", expected ",
+                    size);
+    result.stride[d] = t.stride(d);
+    ++d;
+  }
+  return result;
+}
+
+Operand operand(const std::optional<Tensor>& t, const char* name, std::initializer_list<int64_t> shape, Storage storage) {
+  return t.has_value() ? operand(*t, name, shape, storage) : Operand{};
+}
+
+// The part of a problem that every operator shares.
+Problem problem_of(const Tensor& x, int64_t outputs, const Tensor& grid, int64_t spline_order, const std::string& activation,
+                   int64_t derivative) {
+  STD_TORCH_CHECK(x.dim() == 2 && grid.dim() == 2, "kan_kernels: x and grid must have two dimensions");
+  STD_TORCH_CHECK(derivative >= 0 && derivative <= kMaxDerivative, "kan_kernels: derivative must be in 0..", kMaxDerivative);
+  STD_TORCH_CHECK(activation == "silu" || activation == "identity", "kan_kernels: unknown activation ", activation);
+  const int64_t grid_size = grid.size(1) - 2 * spline_order - 1;
+  STD_TORCH_CHECK(spline_order >= 0 && grid_size >= 1 && grid.size(1) < (int64_t(1) << 30) / (spline_order + 2),
+                  "kan_kernels: ", grid.size(1), " knots cannot hold a grid of degree ", spline_order);
+  Problem p{};
+  p.N = x.size(0);
+  p.I = x.size(1);
+  p.O = outputs;
+  p.G = grid_size;
+  p.K = int(spline_order);
+  p.derivative = int(derivative);
+  p.activation = activation == "silu" ? Activation::silu : Activation::identity;
+  p.storage = storage_of(x);
+  p.grid_storage = storage_of(grid);
+  p.x = operand(x, "x", {p.N, p.I}, p.storage);
+  p.grid = operand(grid, "grid", {p.I, grid.size(1)}, p.grid_storage);
+  return p;
+}
+
+Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+  const std::vector<int64_t> sizes(shape);
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
+}
+
+int64_t degree_of(const Tensor& coef, const Tensor& grid) {
+  STD_TORCH_CHECK(coef.dim() == 3 && grid.dim() == 2, "kan_kernels: coef must have three dimensions and grid two");
+  return grid.size(1) - coef.size(1) - 1;
+}
+
+}  // namespace
+
+int select_instruction_set(int level) {
+  if (instruction_set < 0) instruction_set = best_instruction_set();
+  if (level >= 0 && level <= best_instruction_set()) instruction_set = level;
+  return instruction_set;
+}
+
+Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef, const Tensor& grid,
+                      const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative) {
+  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
+  p.w = operand(w, "w", {p.N, p.I}, p.storage);
+  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  Tensor y = new_empty(x, {p.N, p.O});
+  p.y = y.mutable_data_ptr();
+  kernels().forward(p, parallel_for);
+  return y;
+}
+
+Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef, const Tensor& grid,
+                             const std::optional<Tensor>& base_weight, const std::string& activation,
+                             int64_t derivative) {
+  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
+  p.g = operand(g, "g", {p.N, p.O}, p.storage);
+  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  Tensor gradient = new_empty(x, {p.N, p.I});
+  p.input_gradient = gradient.mutable_data_ptr();
+  kernels().backward_input(p, parallel_for);
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor> spline_backward_coef(const Tensor& x, const std::optional<Tensor>& w, const Tensor& g,
+                                                const Tensor& grid, int64_t spline_order, const std::string& activation,
+                                                int64_t derivative, bool need_coef, bool need_base) {
+  STD_TORCH_CHECK(g.dim() == 2, "kan_kernels: g must have two dimensions");
+  Problem p = problem_of(x, g.size(1), grid, spline_order, activation, derivative);
+  p.w = operand(w, "w", {p.N, p.I}, p.storage);
+  p.g = operand(g, "g", {p.N, p.O}, p.storage);
+  Tensor coef_gradient = need_coef ? new_empty(x, {p.I, p.G + p.K, p.O}) : new_empty(x, {0});
+  Tensor base_gradient = need_base ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
+  if (need_coef) p.coef_gradient = coef_gradient.mutable_data_ptr();
+  if (need_base) p.base_gradient = base_gradient.mutable_data_ptr();
+  kernels().backward_coef(p, parallel_for);
+  return {coef_gradient, base_gradient};
+}
+
+}  // namespace kan

@@ -1,0 +1,28 @@
+// The operators on CPU tensors, as the dispatcher calls them.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace kan {
+
+using torch::stable::Tensor;
+
+Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef, const Tensor& grid,
+                      const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative);
+
+Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef, const Tensor& grid,
+                             const std::optional<Tensor>& base_weight, const std::string& activation,
+                             int64_t derivative);
+
+std::tuple<Tensor, Tensor> spline_backward_coef(const Tensor& x, const std::optional<Tensor>& w, const Tensor& g,
+                                                const Tensor& grid, int64_t spline_order, const std::string& activation,
+                                                int64_t derivative, bool need_coef, bool need_base);
+
+// Instruction sets from the plainest up: 0 baseline, 1 AVX2, 2 AVX-512. Selects `level` where this processor has it and a
+// negative `level` selects nothing; returns the one in use.
+int select_instruction_set(int level);
+
+}  // namespace kan

@@ -1,0 +1,56 @@
+// What an operator is asked to do, as plain pointers and strides: kernels never see a Tensor.
+#pragma once
+#include <cstdint>
+
+namespace kan {
+
+enum class Storage { float64, float32, bfloat16, float16 };
+enum class Activation { silu, identity };
+
+// Strides count elements. `data` is null for an operand that is absent.
+struct Operand {
+  const void* data = nullptr;
+  int64_t stride[3] = {0, 0, 0};
+};
+
+constexpr int kMaxDerivative = 30;  // the sigmoid polynomial's integer coefficients still fit a double's exponent
+
+struct Problem {
+  int64_t N, I, O, G;
+  int K;
+  int derivative;
+  Activation activation;
+  Storage storage;       // of x, w, coef, base_weight, g and every output
+  Storage grid_storage;
+  Operand x;             // (N, I)
+  Operand w;             // (N, I) or absent: ones
+  Operand coef;          // (I, M, O)
+  Operand base_weight;   // (I, O) or absent: no base activation
+  Operand grid;          // (I, G+2K+1)
+  Operand g;             // (N, O)
+  // Outputs, contiguous; the ones not asked for are null.
+  void* y = nullptr;                 // (N, O)
+  void* input_gradient = nullptr;    // (N, I)
+  void* coef_gradient = nullptr;     // (I, M, O)
+  void* base_gradient = nullptr;     // (I, O)
+};
+
+// Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
+using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+
+// The three operators, once per instruction set.
+struct KernelSet {
+  const char* name;
+  void (*forward)(const Problem&, ParallelFor);
+  void (*backward_input)(const Problem&, ParallelFor);
+  void (*backward_coef)(const Problem&, ParallelFor);
+};
+
+extern const KernelSet kBaselineKernels;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define KAN_HAS_X86_KERNELS 1
+extern const KernelSet kAvx2Kernels;
+extern const KernelSet kAvx512Kernels;
+#endif
+
+}  // namespace kan

@@ -1,0 +1,78 @@
+"""The operators' vmap rules: a batch of problems as one problem where the form allows it, else one call per problem.
+
+The form sums over rows n, features i and outputs o. A batch that only touches rows is more rows; one that only touches the
+outputs (coefficients, base weights, g) is more outputs. A batch of weights for batched rows, as in an ensemble of models on
+different data, has no such shape and is computed problem by problem.
+"""
+
+import torch
+from torch import Tensor
+
+
+def forward(operator, info, in_dims, arguments):
+    """Rule for `spline_forward`: x and w have rows, coef and base_weight outputs."""
+    x, w, coef, grid, base_weight, *rest = arguments
+    b = info.batch_size
+    x_dim, w_dim, coef_dim, grid_dim, base_dim = in_dims[:5]
+    if grid_dim is None and coef_dim is None and base_dim is None:
+        y = operator(_more_rows(x, x_dim, b), _more_rows(w, w_dim, b), coef, grid, base_weight, *rest)
+        return y.unflatten(0, (b, -1)) if x_rows(x, x_dim) else y.new_empty(b, 0, y.shape[-1]), 0
+    if grid_dim is None and x_dim is None and w_dim is None:
+        y = operator(x, w, _more_outputs(coef, coef_dim, b), grid, _more_outputs(base_weight, base_dim, b), *rest)
+        return y.unflatten(1, (b, y.shape[1] // b)), 1
+    return _one_by_one(operator, info, in_dims, arguments)
+
+
+def backward_input(operator, info, in_dims, arguments):
+    """Rule for `spline_backward_input`: x and g have rows; the outputs are summed over, so they cannot be extended."""
+    x, g, coef, grid, base_weight, *rest = arguments
+    b = info.batch_size
+    if all(dim is None for dim in in_dims[2:5]):
+        result = operator(_more_rows(x, in_dims[0], b), _more_rows(g, in_dims[1], b), coef, grid, base_weight, *rest)
+        return result.unflatten(0, (b, -1)) if x_rows(x, in_dims[0]) else result.new_empty(b, 0, result.shape[-1]), 0
+    return _one_by_one(operator, info, in_dims, arguments)
+
+
+def backward_coef(operator, info, in_dims, arguments):
+    """Rule for `spline_backward_coef`: a batch of g is more outputs; the rows are summed over."""
+    x, w, g, grid, *rest = arguments
+    b = info.batch_size
+    if in_dims[0] is None and in_dims[1] is None and in_dims[3] is None:
+        gradients = operator(x, w, _more_outputs(g, in_dims[2], b), grid, *rest)
+        needed = rest[-2:]
+        split = [
+            d.unflatten(-1, (b, d.shape[-1] // b)) if need else d for d, need in zip(gradients, needed, strict=True)
+        ]
+        return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
+    return _one_by_one(operator, info, in_dims, arguments)
+
+
+def x_rows(x: Tensor, dim: int | None) -> int:
+    """Rows of one problem."""
+    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+
+
+def _more_rows(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    if t is None:
+        return None
+    t = t.unsqueeze(0).expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+    return t.reshape(batch * t.shape[1], t.shape[2])
+
+
+def _more_outputs(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    if t is None:
+        return None
+    t = t.unsqueeze(-2).expand(*t.shape[:-1], batch, t.shape[-1]) if dim is None else t.movedim(dim, -2)
+    return t.flatten(-2)
+
+
+def _one_by_one(operator, info, in_dims, arguments):
+    def problem(index):
+        pairs = zip(arguments, in_dims, strict=True)
+        return [a if dim is None else a.select(dim, index) for a, dim in pairs]
+
+    results = [operator(*problem(k)) for k in range(info.batch_size)]
+    if isinstance(results[0], tuple):
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+    return torch.stack(results), 0

@@ -1,0 +1,117 @@
+"""Bad input becomes a TypeError or ValueError that names the argument, what was expected and what came."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import FUSED_ACTIVATIONS, spline_order
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_SIZE_NAMES = {"x": "(..., I)", "coef": "(I, M, O)", "grid": "(I, G+2K+1)", "base_weight": "(I, O)"}
+
+
+def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activation: Any) -> None:
+    """The arguments of `kan_linear`."""
+    check_floating("x", x)
+    check_floating("coef", coef)
+    check_floating("grid", grid)
+    if x.dim() < 1:
+        raise ValueError(f"x: expected at least one dimension {_SIZE_NAMES['x']}, got a scalar")
+    _check_rank("coef", coef, 3)
+    _check_rank("grid", grid, 2)
+    features, bases, outputs = coef.shape
+    _check_like("coef", coef, x)
+    if grid.device != x.device:
+        raise ValueError(f"grid: expected the device of x, {x.device}, got {grid.device}")
+    if grid.dtype is not x.dtype and torch.promote_types(grid.dtype, x.dtype) is not grid.dtype:
+        raise TypeError(f"grid: expected the dtype of x, {x.dtype}, or a wider one, got {grid.dtype}")
+    if x.shape[-1] != features:
+        raise ValueError(
+            f"x: expected {features} features in the last dimension, as coef has, got shape {tuple(x.shape)}"
+        )
+    if grid.shape[0] != features:
+        raise ValueError(f"grid: expected {features} rows, one per feature of coef, got shape {tuple(grid.shape)}")
+    if features < 1 or outputs < 1:
+        raise ValueError(f"coef: expected at least one feature and one output, got shape {tuple(coef.shape)}")
+    order = spline_order(bases, grid.shape[1])
+    if order < 0 or bases - order < 1:
+        raise ValueError(
+            f"grid: expected G+2K+1 knots for the M = G+K = {bases} bases of coef with K >= 0 and G >= 1,"
+            f" got {grid.shape[1]} knots, which would mean K = {order} and G = {bases - order}"
+        )
+    if base_weight is not None:
+        check_floating("base_weight", base_weight)
+        _check_like("base_weight", base_weight, x)
+        if tuple(base_weight.shape) != (features, outputs):
+            raise ValueError(
+                f"base_weight: expected shape (I, O) = ({features}, {outputs}), got {tuple(base_weight.shape)}"
+            )
+    if isinstance(base_activation, str):
+        if base_activation not in FUSED_ACTIVATIONS:
+            raise ValueError(
+                f"base_activation: expected one of {FUSED_ACTIVATIONS} or a callable, got {base_activation!r}"
+            )
+    elif base_activation is not None and not callable(base_activation):
+        raise TypeError(
+            f"base_activation: expected one of {FUSED_ACTIVATIONS}, a callable or None, got {type(base_activation).__name__}"
+        )
+    elif base_activation is None and base_weight is not None:
+        raise ValueError("base_weight: expected None without a base_activation, got a tensor")
+
+
+def check_floating(name: str, value: Any) -> None:
+    """A tensor of one of `DTYPES`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {value.dtype}")
+
+
+def check_grid(grid: Any, features: int, spline_order: int) -> None:
+    """Knots that a layer can be given: (features, G+2K+1) with G >= 1, finite, strictly increasing along each row."""
+    check_floating("grid", grid)
+    _check_rank("grid", grid, 2)
+    if grid.shape[0] != features:
+        raise ValueError(f"grid: expected {features} rows, one per feature, got shape {tuple(grid.shape)}")
+    if grid.shape[1] < 2 * spline_order + 2:
+        raise ValueError(
+            f"grid: expected at least 2K+2 = {2 * spline_order + 2} knots for degree {spline_order}, got {grid.shape[1]}"
+        )
+    if grid.device.type == "meta":
+        return
+    if not bool(grid.isfinite().all()):
+        raise ValueError("grid: expected finite knots, got a NaN or an infinity")
+    if not bool((grid.diff(dim=1) > 0).all()):
+        raise ValueError(
+            "grid: expected strictly increasing knots in every row, got some that repeat or decrease"
+            f" (in {grid.dtype}: knots closer than its resolution become equal)"
+        )
+
+
+def check_size(name: str, value: Any, smallest: int) -> None:
+    """An int of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < smallest:
+        raise ValueError(f"{name}: expected at least {smallest}, got {value}")
+
+
+def check_number(name: str, value: Any, low: float = -float("inf"), high: float = float("inf")) -> None:
+    """A finite real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not (low <= value <= high and abs(value) < float("inf")):
+        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value}")
+
+
+def _check_rank(name: str, value: Tensor, rank: int) -> None:
+    if value.dim() != rank:
+        raise ValueError(f"{name}: expected {rank} dimensions {_SIZE_NAMES[name]}, got shape {tuple(value.shape)}")
+
+
+def _check_like(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype is not x.dtype:
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")

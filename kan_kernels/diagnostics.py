@@ -1,0 +1,55 @@
+"""What is built, what is used, and why not something faster."""
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from . import fallbacks, ops
+from .reference import FUSED_ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Info:
+    """The answer of `info()`; printing it gives a page to read or to paste into a report."""
+
+    versions: dict[str, str]
+    backend: str
+    serves: dict[str, str]  # device type -> the backend that "auto" picks
+    unavailable: dict[str, str]  # backend -> why
+    instruction_set: str | None
+    available_instruction_sets: tuple[str, ...]
+    fused_activations: tuple[str, ...]
+    fallbacks: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name:<16}{version}" for name, version in self.versions.items()]
+        lines.append(f"{'backend':<16}{self.backend}")
+        for device, backend in self.serves.items():
+            lines.append(f"{'  ' + device:<16}{backend}")
+        for backend, reason in self.unavailable.items():
+            lines.append(f"{'  not ' + backend:<16}{reason}")
+        if self.instruction_set is not None:
+            lines.append(f"{'C++ kernels':<16}{self.instruction_set} (of {', '.join(self.available_instruction_sets)})")
+        lines.append(f"{'fused b':<16}{', '.join(self.fused_activations)}, none; any other runs in plain torch")
+        for what, reason in self.fallbacks.items():
+            lines.append(f"{'fell back':<16}{what}: {reason}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def info() -> Info:
+    """Versions, which backend serves which device and why not the others, the instruction set in use, fallbacks so far."""
+    from . import __version__
+
+    return Info(
+        versions={"kan_kernels": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        backend=ops.backend(),
+        serves={device: ops.serves(device) for device in ("cpu", "cuda", "other devices")},
+        unavailable={name: reason for name in ops.BACKENDS if (reason := ops.unavailable(name))},
+        instruction_set=ops.instruction_set(),
+        available_instruction_sets=ops.available_instruction_sets(),
+        fused_activations=FUSED_ACTIVATIONS,
+        fallbacks=fallbacks.noted(),
+    )

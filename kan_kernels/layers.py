@@ -1,0 +1,309 @@
+"""`KANLinear` and `KAN`: efficient-kan's modules, argument for argument, on the fused kernels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import DTYPES, check_grid, check_number, check_size
+from .functional import BaseActivation, kan_linear
+from .grid import interpolation_matrix, uniform_knots
+
+# The parameters, laid out as the kernels read them, and their efficient-kan names. Each permutation is its own inverse's
+# partner: theirs = ours.permute(to_theirs), ours = theirs.permute(to_ours).
+_LAYOUT = {
+    "base_coef": ("base_weight", (1, 0), (1, 0)),
+    "coef": ("spline_weight", (2, 0, 1), (1, 2, 0)),
+    "scaler": ("spline_scaler", (1, 0), (1, 0)),
+}
+
+
+class KANLinear(nn.Module):
+    """A KAN layer: y[..., o] = sum_i ( base_weight[o,i] b(x[..., i]) + spline_{o,i}(x[..., i]) ), (..., I) -> (..., O).
+
+    Arguments, defaults, initial distribution and `state_dict` are efficient-kan's: `base_weight (O, I)`,
+    `spline_weight (O, I, G+K)`, `spline_scaler (O, I)` if standalone, `grid (I, G+2K+1)`. Checkpoints pass both ways. The
+    parameters themselves are laid out for the kernels, as `base_coef (I, O)`, `coef (I, G+K, O)` and `scaler (I, O)`;
+    `layer.base_weight`, `layer.spline_weight` and `layer.spline_scaler` are views of them in efficient-kan's shapes.
+
+    Args:
+        in_features, out_features: I, O >= 1.
+        grid_size: G >= 1, intervals over `grid_range`.
+        spline_order: K >= 0, the degree of the splines.
+        scale_noise: width of the uniform noise that the initial splines pass through, over grid_size.
+        scale_base, scale_spline: the `a / sqrt(5)` of the initial kaiming_uniform_ of base_weight and spline_scaler: 1 gives
+            +-1/sqrt(I), a larger scale smaller weights. Without the scaler, scale_spline multiplies spline_weight.
+        enable_standalone_scale_spline: give every edge's spline a trainable factor, `spline_scaler`.
+        base_activation: b, a module or its class. SiLU and Identity are fused, None leaves the base out, any other module
+            runs in plain torch.
+        grid_eps: in [0, 1]; how far a grid update blends the data's quantiles (0) with equidistant knots (1).
+        grid_range: (low, high) with low < high.
+        device, dtype: of the parameters; float64, float32, bfloat16 or float16.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Equivalent to:
+        bases = reference.basis(x, layer.grid, layer.spline_order).flatten(1)
+        weight = layer.spline_weight * layer.spline_scaler.unsqueeze(-1)
+        y = linear(silu(x), layer.base_weight) + linear(bases, weight.flatten(1))
+    """
+
+    grid: Tensor
+    coef: nn.Parameter
+    base_coef: nn.Parameter | None
+    scaler: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        enable_standalone_scale_spline: bool = True,
+        base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("in_features", in_features, 1)
+        check_size("out_features", out_features, 1)
+        check_size("grid_size", grid_size, 1)
+        check_size("spline_order", spline_order, 0)
+        for name, scale in (("scale_noise", scale_noise), ("scale_base", scale_base), ("scale_spline", scale_spline)):
+            check_number(name, scale)
+        check_number("grid_eps", grid_eps, 0.0, 1.0)
+        low, high = _checked_range(grid_range)
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype: expected one of {DTYPES}, got {dtype}")
+
+        self.in_features = in_features
+        self.out_features = out_features
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.scale_noise = scale_noise
+        self.scale_base = scale_base
+        self.scale_spline = scale_spline
+        self.enable_standalone_scale_spline = bool(enable_standalone_scale_spline)
+        self.base_activation = _module(base_activation)
+        self.grid_eps = grid_eps
+        self.grid_range = (low, high)
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        bases = grid_size + spline_order
+        self.base_coef = None if base_activation is None else empty(in_features, out_features)
+        self.coef = empty(in_features, bases, out_features)
+        self.scaler = empty(in_features, out_features) if self.enable_standalone_scale_spline else None
+        knots = uniform_knots(grid_size, spline_order, low, high).to(device=device, dtype=dtype)
+        grid = knots.expand(in_features, -1).contiguous()
+        check_grid(grid, in_features, spline_order)
+        self.register_buffer("grid", grid)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the parameters as efficient-kan does, in its order: base_weight, the splines' noise, spline_scaler."""
+        if self.base_coef is not None:
+            _kaiming_uniform(self.base_coef, self.scale_base)
+        points = (self.grid_size + 1, self.in_features, self.out_features)
+        noise = torch.rand(points, device=self.coef.device, dtype=self.coef.dtype)
+        noise = (noise - 0.5) * (self.scale_noise / self.grid_size)
+        fit = interpolation_matrix(
+            uniform_knots(self.grid_size, self.spline_order, *self.grid_range), self.grid_size, self.spline_order
+        ).to(device=noise.device, dtype=torch.float32 if noise.dtype.itemsize == 2 else noise.dtype)
+        self.coef.copy_(torch.einsum("mg,gio->imo", fit, noise.to(fit.dtype)))
+        if self.scaler is None:
+            self.coef.mul_(self.scale_spline)
+        else:
+            _kaiming_uniform(self.scaler, self.scale_spline)
+
+    @property
+    def base_weight(self) -> Tensor | None:
+        """(O, I), a view of `base_coef`; None without a base activation."""
+        return self._theirs("base_coef")
+
+    @property
+    def spline_weight(self) -> Tensor:
+        """(O, I, G+K), a view of `coef`."""
+        return self.coef.permute(_LAYOUT["coef"][1])
+
+    @property
+    def spline_scaler(self) -> Tensor | None:
+        """(O, I), a view of `scaler`; None without a standalone scale."""
+        return self._theirs("scaler")
+
+    def _theirs(self, ours: str) -> Tensor | None:
+        parameter = getattr(self, ours)
+        return None if parameter is None else parameter.permute(_LAYOUT[ours][1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O)."""
+        coef = self.coef if self.scaler is None else self.coef * self.scaler.unsqueeze(1)
+        return kan_linear(x, coef, self.grid, self.base_coef, base_activation=self._activation())
+
+    def _activation(self) -> BaseActivation:
+        kind = type(self.base_activation)
+        return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else self.base_activation
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """efficient-kan's stand-in for the paper's regularisation, of the weights alone: a scalar.
+
+        The mean |spline_weight| of every edge, summed, and the entropy of these means' shares. An edge that is exactly zero
+        adds nothing, where efficient-kan gives NaN.
+        """
+        edges = self.coef.abs().mean(1)
+        total = edges.sum()
+        tiny = torch.finfo(edges.dtype).tiny
+        shares = edges / total.clamp_min(tiny)
+        entropy = -(shares * shares.clamp_min(tiny).log()).sum()
+        return regularize_activation * total + regularize_entropy * entropy
+
+    def extra_repr(self) -> str:
+        activation = self._activation()
+        fused = "none" if activation is None else "fused" if isinstance(activation, str) else "plain torch"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
+            f"spline_order={self.spline_order}, standalone_scale_spline={self.scaler is not None}, base={fused}"
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for ours, (theirs, to_theirs, _) in _LAYOUT.items():
+            parameter = getattr(self, ours)
+            if parameter is not None:
+                destination[prefix + theirs] = (parameter if keep_vars else parameter.detach()).permute(to_theirs)
+        destination[prefix + "grid"] = self.grid if keep_vars else self.grid.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in _LAYOUT.items()}
+        translated: dict[str, Any] = {}
+        for key, value in state_dict.items():
+            ours, to_ours = theirs_to_ours.get(key, (None, ()))
+            if ours is None:
+                translated[key] = value
+            elif getattr(self, ours) is None:
+                if strict:
+                    unexpected_keys.append(key)
+            elif value.dim() != len(to_ours):
+                error_msgs.append(f"{key}: expected {len(to_ours)} dimensions, got shape {tuple(value.shape)}")
+                translated[prefix + ours] = getattr(self, ours)
+            else:
+                translated[prefix + ours] = value.permute(to_ours)
+        if prefix + "grid" in translated:
+            grid = translated[prefix + "grid"]
+            if tuple(grid.shape) == tuple(self.grid.shape):
+                check_grid(grid.to(self.grid.dtype), self.in_features, self.spline_order)
+        missing: list[str] = []
+        errors: list[str] = []
+        super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, errors)
+        for ours, (theirs, _, _) in _LAYOUT.items():
+            missing = [prefix + theirs if key == prefix + ours else key for key in missing]
+            errors = [error.replace(f"{prefix}{ours}:", f"{prefix}{theirs} (as {ours}, permuted):") for error in errors]
+        missing_keys.extend(missing)
+        error_msgs.extend(errors)
+
+
+class KAN(nn.Module):
+    """A stack of `KANLinear`: `KAN([784, 64, 10])`. efficient-kan's arguments; its `state_dict` keys, `layers.{l}.*`.
+
+    layers_hidden: at least two sizes >= 1. The other arguments go to every layer, see `KANLinear`.
+    """
+
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        enable_standalone_scale_spline: bool = True,
+    ) -> None:
+        super().__init__()
+        if isinstance(layers_hidden, str) or not isinstance(layers_hidden, Sequence):
+            raise TypeError(f"layers_hidden: expected a sequence of ints, got {type(layers_hidden).__name__}")
+        if len(layers_hidden) < 2:
+            raise ValueError(f"layers_hidden: expected at least an input and an output size, got {list(layers_hidden)}")
+        for position, size in enumerate(layers_hidden):
+            check_size(f"layers_hidden[{position}]", size, 1)
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.layers = nn.ModuleList(
+            KANLinear(
+                in_features,
+                out_features,
+                grid_size=grid_size,
+                spline_order=spline_order,
+                scale_noise=scale_noise,
+                scale_base=scale_base,
+                scale_spline=scale_spline,
+                enable_standalone_scale_spline=enable_standalone_scale_spline,
+                base_activation=base_activation,
+                grid_eps=grid_eps,
+                grid_range=grid_range,
+                device=device,
+                dtype=dtype,
+            )
+            for in_features, out_features in zip(layers_hidden[:-1], layers_hidden[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., layers_hidden[0]) -> (..., layers_hidden[-1])."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """The layers' `KANLinear.regularization_loss`, summed."""
+        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in self.layers]
+        return torch.stack(losses).sum()
+
+
+def _module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        activation = activation()
+    if activation is not None and not isinstance(activation, nn.Module):
+        raise TypeError(f"base_activation: expected an nn.Module, its class or None, got {activation!r}")
+    return activation
+
+
+def _checked_range(grid_range: Any) -> tuple[float, float]:
+    if isinstance(grid_range, str) or not isinstance(grid_range, Sequence):
+        raise TypeError(f"grid_range: expected a pair of numbers, got {type(grid_range).__name__}")
+    if len(grid_range) != 2:
+        raise ValueError(f"grid_range: expected two numbers, got {list(grid_range)}")
+    low, high = grid_range
+    check_number("grid_range[0]", low)
+    check_number("grid_range[1]", high)
+    if not low < high:
+        raise ValueError(f"grid_range: expected low < high, got {list(grid_range)}")
+    return float(low), float(high)
+
+
+def _kaiming_uniform(weight: Tensor, scale: float) -> None:
+    """nn.init.kaiming_uniform_(a = sqrt(5) scale) of the (O, I) matrix that `weight (I, O)` transposes."""
+    drawn = torch.empty(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5) * scale).t())

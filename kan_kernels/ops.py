@@ -1,0 +1,154 @@
+"""The operators' schemas, and who serves which device: the only file that knows several backends exist.
+
+The three operators (the maths is in `reference.py`) live in `torch.ops.kan_kernels`. The reference serves every dispatch
+key for which there is nothing faster; the C++ extension, when it was built, serves the CPU.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import fallbacks, reference
+
+BACKENDS = ("auto", "cpp", "triton", "reference")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+MAX_DERIVATIVE = 30  # the C++ kernels' tables end there
+
+_library = torch.library.Library("kan_kernels", "DEF")
+_SCHEMAS = {
+    "spline_forward": "(Tensor x, Tensor? w, Tensor coef, Tensor grid, Tensor? base_weight, str activation,"
+    " int derivative) -> Tensor",
+    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor grid, Tensor? base_weight, str activation,"
+    " int derivative) -> Tensor",
+    "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor grid, int spline_order, str activation,"
+    " int derivative, bool need_coef, bool need_base) -> (Tensor, Tensor)",
+}
+
+
+def _forward_shape(x, w, coef, grid, base_weight, activation, derivative):
+    return x.new_empty(x.shape[0], coef.shape[2])
+
+
+def _backward_input_shape(x, g, coef, grid, base_weight, activation, derivative):
+    return x.new_empty(x.shape)
+
+
+def _backward_coef_shape(x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
+    features, outputs, bases = x.shape[1], g.shape[1], grid.shape[1] - spline_order - 1
+    coef_shape = (features, bases, outputs) if need_coef else (0,)
+    return x.new_empty(coef_shape), x.new_empty((features, outputs) if need_base else (0,))
+
+
+def _register() -> None:
+    fakes = (_forward_shape, _backward_input_shape, _backward_coef_shape)
+    for (name, schema), fake in zip(_SCHEMAS.items(), fakes, strict=True):
+        _library.define(name + schema)
+        _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"kan_kernels::{name}", fake, lib=_library)
+
+
+def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
+    """The extension, and why there is none."""
+    found = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not found:
+        return None, "not built (installed with KAN_KERNELS_NO_CPP=1)"
+    try:
+        torch.ops.load_library(str(found[0]))
+        return ctypes.CDLL(str(found[0])), ""
+    except OSError as error:
+        fallbacks.note("the CPU runs on the reference", f"the C++ extension does not load: {error}")
+        return None, f"does not load: {error}"
+
+
+_register()
+_cpp, cpp_missing = _load_cpp()
+triton_missing = "not part of this version"
+
+spline_forward = torch.ops.kan_kernels.spline_forward.default
+spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
+spline_backward_coef = torch.ops.kan_kernels.spline_backward_coef.default
+
+
+def instruction_set() -> str | None:
+    """The instruction set of the C++ kernels in use; None without them."""
+    return None if _cpp is None else INSTRUCTION_SETS[_cpp.kan_kernels_select_instruction_set(-1)]
+
+
+def select_instruction_set(name: str) -> None:
+    """Use another of `INSTRUCTION_SETS` from now on (also: environment variable KAN_KERNELS_ISA).
+
+    Raises ValueError for an unknown name, or one that this processor or this build does not have.
+    """
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"instruction set: expected one of {INSTRUCTION_SETS}, got {name!r}")
+    level = INSTRUCTION_SETS.index(name)
+    if _cpp is None or _cpp.kan_kernels_select_instruction_set(level) != level:
+        raise ValueError(f"instruction set: {name!r} is not available here, in use is {instruction_set()!r}")
+
+
+def available_instruction_sets() -> tuple[str, ...]:
+    """Those that `select_instruction_set` takes on this processor."""
+    in_use = instruction_set()
+    if _cpp is None or in_use is None:
+        return ()
+    levels = [
+        level for level in range(len(INSTRUCTION_SETS)) if _cpp.kan_kernels_select_instruction_set(level) == level
+    ]
+    select_instruction_set(in_use)
+    return tuple(INSTRUCTION_SETS[level] for level in levels)
+
+
+def unavailable(backend: str) -> str:
+    """Why a backend cannot be used here; empty when it can."""
+    return {"cpp": cpp_missing, "triton": triton_missing}.get(backend, "")
+
+
+def _checked_backend(name: object, source: str) -> str:
+    if name not in BACKENDS or not isinstance(name, str):
+        raise ValueError(f"{source}: expected one of {BACKENDS}, got {name!r}")
+    if unavailable(name):
+        raise ValueError(f"{source}: {name!r} is not available: {unavailable(name)}")
+    return name
+
+
+_backend = _checked_backend(os.environ.get("KAN_KERNELS_BACKEND", "auto"), "KAN_KERNELS_BACKEND")
+if "KAN_KERNELS_ISA" in os.environ:
+    select_instruction_set(os.environ["KAN_KERNELS_ISA"])
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute with one backend inside a `with` block, in the whole process.
+
+    name: "auto" (the fastest for each tensor's device), "cpp", "triton" or "reference" (plain torch, differentiated by
+    autograd). Raises ValueError for an unknown name or a backend that is not available, with the reason. The environment
+    variable KAN_KERNELS_BACKEND sets the default.
+    """
+    global _backend
+    before, _backend = _backend, _checked_backend(name, "backend")
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def uses_reference(x: Tensor) -> bool:
+    """Whether the reference was asked for. Raises ValueError when the backend asked for does not serve x's device."""
+    if _backend == "cpp" and x.device.type != "cpu":
+        raise ValueError(f"x: expected a tensor on the CPU for backend 'cpp', got one on {x.device}")
+    return _backend == "reference"
+
+
+def backend() -> str:
+    """The backend in use: one of `BACKENDS`."""
+    return _backend
+
+
+def serves(device: str) -> str:
+    """The backend that "auto" picks for a device type."""
+    return "cpp" if device == "cpu" and _cpp is not None else "reference"
