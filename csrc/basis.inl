@@ -1,6 +1,6 @@
 // Interval search and the K+1 live B-spline values of derivative order n. Included by kernels.inl inside its namespace.
 //
-// On one interval every live basis is a polynomial of degree K. Its coefficients are prepared once per call, in double,
+// On one interval every live basis is a polynomial of degree K. Its coefficients are prepared once per call, in a wider type,
 // around a representable point near the interval's middle, where the power basis is well conditioned; an input then costs
 // one search and K+1 short Horner chains, uniform and adaptive knots alike, and x - centre is exact. Rows that would lie
 // outside 0..M-1 have zero coefficients there, and one more interval, all zeros, takes what lies outside the extended knots.
@@ -10,19 +10,19 @@ constexpr int ceil_pow2(int n) { return n <= 1 ? 1 : 2 * ceil_pow2((n + 1) / 2);
 // Coefficients of the live bases N_r, r = 0..K, of one interval as polynomials in u, x = centre + width * u, where
 // t[0..2K-1] are the knots K-1 before the interval's start up to K-1 after its end. The triangular scheme of "The NURBS
 // Book", A2.2, on polynomials instead of numbers. An empty span's quotient counts as 0.
-template <int K>
-inline void local_polynomials(const double* t, double centre, double width, double (*out)[K + 1]) {
-  double n[K + 1][K + 1] = {{1.0}};
+template <int K, class Wide>
+inline void local_polynomials(const Wide* t, Wide centre, Wide width, Wide (*out)[K + 1]) {
+  Wide n[K + 1][K + 1] = {{1}};
   for (int d = 1; d <= K; ++d) {
-    double saved[K + 1] = {};
+    Wide saved[K + 1] = {};
     for (int r = 0; r < d; ++r) {
-      const double right = t[K + r], left = t[K - 1 - (d - 1) + r];
-      const double span = right - left;
-      const double inverse = span > 0 ? 1.0 / span : 0.0;
-      const double falling = (right - centre) * inverse, rising = (centre - left) * inverse, slope = width * inverse;
-      double risen[K + 1];
+      const Wide right = t[K + r], left = t[K - 1 - (d - 1) + r];
+      const Wide span = right - left;
+      const Wide inverse = span > 0 ? 1 / span : 0;
+      const Wide falling = (right - centre) * inverse, rising = (centre - left) * inverse, slope = width * inverse;
+      Wide risen[K + 1];
       for (int p = 0; p <= d; ++p) {
-        const double same = p < d ? n[r][p] : 0.0, below = p > 0 ? n[r][p - 1] : 0.0;
+        const Wide same = p < d ? n[r][p] : 0, below = p > 0 ? n[r][p - 1] : 0;
         risen[p] = rising * same + slope * below;
         saved[p] += falling * same - slope * below;
       }
@@ -40,6 +40,9 @@ inline void local_polynomials(const double* t, double centre, double width, doub
 // Everything about the knots that an evaluation needs.
 template <class C>
 struct KnotTables {
+  // float64's coefficients prepared in double would lose the last digits of the higher derivatives.
+  using Wide = std::conditional_t<sizeof(C) == 4, double, long double>;
+
   int64_t I, G;
   int K, derivative;
   int intervals;       // J = G + 2K; interval J is the empty one
@@ -87,10 +90,10 @@ struct KnotTables {
   void tabulate(int64_t i) {
     const C* t = &knots[i * padded];
     // Knots beyond either end belong to bases that do not exist; any increasing continuation serves.
-    Buffer<double> extended(intervals + 1 + 2 * DEGREE);
-    const double step = double(t[intervals]) - double(t[0]);
+    Buffer<Wide> extended(intervals + 1 + 2 * DEGREE);
+    const Wide first = t[0], last = t[intervals], step = last - first;
     for (int m = -DEGREE; m <= intervals + DEGREE; ++m)
-      extended[m + DEGREE] = m < 0 ? t[0] + m * step : m > intervals ? t[intervals] + (m - intervals) * step : double(t[m]);
+      extended[m + DEGREE] = m < 0 ? first + m * step : m > intervals ? last + (m - intervals) * step : Wide(t[m]);
     for (int j = 0; j <= intervals; ++j) {
       C* destination = &polynomial[(i * (intervals + 1) + j) * record];
       for (int64_t k = 0; k < record; ++k) destination[k] = 0;
@@ -99,17 +102,17 @@ struct KnotTables {
       c = 0;
       s = 1;
       if (j == intervals || !(t[j] < t[j + 1])) continue;
-      c = C(0.5 * (double(t[j]) + double(t[j + 1])));
-      s = C(1.0 / (double(t[j + 1]) - double(t[j])));
-      double values[DEGREE + 1][DEGREE + 1];
-      local_polynomials<DEGREE>(&extended[j + 1], c, 1.0 / double(s), values);
+      c = C((Wide(t[j]) + Wide(t[j + 1])) / 2);
+      s = C(1 / (Wide(t[j + 1]) - Wide(t[j])));
+      Wide values[DEGREE + 1][DEGREE + 1];
+      local_polynomials<DEGREE, Wide>(&extended[j + 1], c, 1 / Wide(s), values);
       const int shift = j - DEGREE - first_row(j);
       for (int r = 0; r <= DEGREE; ++r) {
         const int row = r + shift;
         if (row < 0 || row > DEGREE) continue;
         for (int p = derivative; p <= DEGREE; ++p) {
-          double factor = 1;
-          for (int n = 0; n < derivative; ++n) factor *= (p - n) * double(s);
+          Wide factor = 1;
+          for (int n = 0; n < derivative; ++n) factor *= (p - n) * Wide(s);
           destination[(p - derivative) * width + row] = C(factor * values[r][p]);
         }
       }

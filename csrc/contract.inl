@@ -11,6 +11,8 @@ struct CoefTile {
   int64_t feature_stride, row_stride;
   const C* base;  // null without a base activation
   int64_t base_stride;
+  const C* scale;  // of the spline rows; null where they are scaled already
+  int64_t scale_stride;
 };
 
 // The evaluated inputs of a chunk of features: value k of (feature f, row b) at values[(f * (live + 1) + k) * stride + b].
@@ -57,6 +59,30 @@ void forward_tile(const Evaluated<C>& e, const CoefTile<C>& tile, int row_count,
     }
     for (int q = 0; q < Q; ++q)
       for (int r = 0; r < R; ++r) store<C>(y + (b + q) * y_stride + r * lanes, sum[q][r]);
+  }
+}
+
+// The same where the coefficients stand as the caller stores them, for few rows: one row at a time, scaled on the way.
+template <class C, int LIVE, int R>
+void forward_tile_in_place(const Evaluated<C>& e, const CoefTile<C>& tile, int row_count, C* y, int64_t y_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  const int live = LIVE >= 0 ? LIVE : e.live;
+  for (int b = 0; b < row_count; ++b) {
+    V<C> sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = load(y + b * y_stride + r * lanes);
+    for (int f = 0; f < e.features; ++f) {
+      const C* value = e.values + f * (live + 1) * e.stride + b;
+      const C* row = tile.coef + f * tile.feature_stride + e.rows[f * e.stride + b] * tile.row_stride;
+      V<C> spline[R] = {};
+      for (int k = 0; k < live; ++k)
+        for (int r = 0; r < R; ++r) spline[r] += broadcast(value[k * e.stride]) * load(row + k * tile.row_stride + r * lanes);
+      for (int r = 0; r < R; ++r)
+        sum[r] += tile.scale == nullptr ? spline[r] : spline[r] * load(tile.scale + f * tile.scale_stride + r * lanes);
+      if (tile.base != nullptr)
+        for (int r = 0; r < R; ++r)
+          sum[r] += broadcast(value[live * e.stride]) * load(tile.base + f * tile.base_stride + r * lanes);
+    }
+    for (int r = 0; r < R; ++r) store<C>(y + b * y_stride + r * lanes, sum[r]);
   }
 }
 

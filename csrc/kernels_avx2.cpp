@@ -1,8 +1,8 @@
 // x86-64 with AVX2 and FMA.
 #include "problem.h"
+#include "scratch.h"
 
-#include <new>
-#include <stdlib.h>
+#include <type_traits>
 
 #ifdef KAN_HAS_X86_KERNELS
 #include <immintrin.h>

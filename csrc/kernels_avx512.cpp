@@ -1,8 +1,8 @@
 // x86-64 with AVX-512 F, BW, DQ and VL.
 #include "problem.h"
+#include "scratch.h"
 
-#include <new>
-#include <stdlib.h>
+#include <type_traits>
 
 #ifdef KAN_HAS_X86_KERNELS
 #include <immintrin.h>

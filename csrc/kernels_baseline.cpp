@@ -1,8 +1,8 @@
 // Any processor: 16-byte vectors, which the compiler maps to what there is (SSE2, NEON, plain C++).
 #include "problem.h"
+#include "scratch.h"
 
-#include <new>
-#include <stdlib.h>
+#include <type_traits>
 
 #define KAN_NAMESPACE kan_baseline
 #define KAN_VECTOR_BYTES 16

@@ -198,10 +198,12 @@ struct Panels {
   bool in_place;
   Buffer<C> data;
 
-  Panels(const Layer<C>& layer_, int widest, ParallelFor parallel_for) : layer(layer_), rows(layer.spline_rows + 1) {
+  Panels(const Layer<C>& layer_, int widest, bool may_stay_in_place, ParallelFor parallel_for)
+      : layer(layer_), rows(layer.spline_rows + 1) {
     const Problem& p = layer.problem;
-    in_place = is_stored_as<C>(p.storage) && p.O % Layer<C>::lanes == 0 && p.coef.stride[2] == 1 &&
-               (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) && p.N * (layer.live + 1) <= 6 * rows;
+    in_place = may_stay_in_place && is_stored_as<C>(p.storage) && p.O % Layer<C>::lanes == 0 && p.coef.stride[2] == 1 &&
+               (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) &&
+               (p.scaler.data == nullptr || p.scaler.stride[1] == 1) && p.N * (layer.live + 1) <= 6 * rows;
     if (in_place) return;
     data.allocate(p.I * rows * layer.padded_outputs);
     run_parallel(parallel_for, p.I, 2 * rows * layer.vectors, [&](int64_t begin, int64_t end) {
@@ -229,6 +231,10 @@ struct Panels {
           else
             for (int64_t c = 0; c < valid; ++c) to[c] = widen<C>(from[(tile.first + c) * column_stride]);
           for (int64_t c = valid; c < width; ++c) to[c] = C(0);
+          if (!is_base && p.scaler.data != nullptr) {
+            const S* scale = static_cast<const S*>(p.scaler.data) + i * p.scaler.stride[0];
+            for (int64_t c = 0; c < valid; ++c) to[c] *= widen<C>(scale[(tile.first + c) * p.scaler.stride[1]]);
+          }
           done += tile.vectors;
         }
       }
@@ -242,11 +248,13 @@ struct Panels {
       const C* coef = static_cast<const C*>(p.coef.data) + first_feature * p.coef.stride[0] + t.first;
       const C* base = static_cast<const C*>(p.base_weight.data);
       if (has_base) base += first_feature * p.base_weight.stride[0] + t.first;
-      return {coef, p.coef.stride[0], p.coef.stride[1], base, p.base_weight.stride[0]};
+      const C* scale = static_cast<const C*>(p.scaler.data);
+      if (scale != nullptr) scale += first_feature * p.scaler.stride[0] + t.first;
+      return {coef, p.coef.stride[0], p.coef.stride[1], base, p.base_weight.stride[0], scale, p.scaler.stride[0]};
     }
     const int64_t width = t.vectors * Layer<C>::lanes;
     const C* coef = data.data + p.I * rows * t.first + first_feature * rows * width;
-    return {coef, rows * width, width, has_base ? coef + layer.spline_rows * width : nullptr, rows * width};
+    return {coef, rows * width, width, has_base ? coef + layer.spline_rows * width : nullptr, rows * width, nullptr, 0};
   }
 };
 
@@ -255,7 +263,7 @@ constexpr int kWidestTile = 8;  // vectors; 8 sums of one row or 2 rows x 4 fill
 template <class C>
 void forward(const Problem& p, ParallelFor parallel_for) {
   const Layer<C> layer(p, parallel_for);
-  const Panels<C> panels(layer, kWidestTile, parallel_for);
+  const Panels<C> panels(layer, kWidestTile, true, parallel_for);
   const int64_t block = layer.block_rows(), chunk = layer.chunk_features(block, int(smaller(layer.vectors, kWidestTile)));
   const bool direct = is_stored_as<C>(p.storage) && p.O == layer.padded_outputs;
   run_parallel(parallel_for, divide_up(p.N, block), block * p.I * layer.work_per_input(), [&](int64_t begin, int64_t end) {
@@ -275,7 +283,14 @@ void forward(const Problem& p, ParallelFor parallel_for) {
             const Tile t = next_tile(done, layer.vectors, kWidestTile, Layer<C>::lanes);
             const CoefTile<C> coef = panels.tile(t, i0);
             C* to = y + t.first;
-            switch (t.vectors) {
+            if (panels.in_place) {
+              switch (t.vectors) {
+                case 8: forward_tile_in_place<C, LIVE, 8>(e, coef, int(rows), to, layer.padded_outputs); break;
+                case 4: forward_tile_in_place<C, LIVE, 4>(e, coef, int(rows), to, layer.padded_outputs); break;
+                case 2: forward_tile_in_place<C, LIVE, 2>(e, coef, int(rows), to, layer.padded_outputs); break;
+                default: forward_tile_in_place<C, LIVE, 1>(e, coef, int(rows), to, layer.padded_outputs);
+              }
+            } else switch (t.vectors) {
               case 8: forward_tile<C, LIVE, 8, 1>(e, coef, padded, to, layer.padded_outputs); break;
               case 4: forward_tile<C, LIVE, 4, 2>(e, coef, padded, to, layer.padded_outputs); break;
               case 2: forward_tile<C, LIVE, 2, 4>(e, coef, padded, to, layer.padded_outputs); break;
@@ -293,7 +308,7 @@ void forward(const Problem& p, ParallelFor parallel_for) {
 template <class C>
 void backward_input(const Problem& p, ParallelFor parallel_for) {
   const Layer<C> layer(p, parallel_for);
-  const Panels<C> panels(layer, kWidestTile, parallel_for);
+  const Panels<C> panels(layer, kWidestTile, false, parallel_for);
   const int64_t block = layer.block_rows(), chunk = layer.chunk_features(block, int(smaller(layer.vectors, kWidestTile)));
   const bool direct = is_stored_as<C>(p.storage) && p.g.stride[1] == 1 && p.O == layer.padded_outputs;
   run_parallel(parallel_for, divide_up(p.N, block), block * p.I * layer.work_per_input(), [&](int64_t begin, int64_t end) {
@@ -350,6 +365,44 @@ inline Buckets sort_into_buckets(const int32_t* rows, int count, int buckets, in
   for (int m = buckets; m > 0; --m) start[m] = start[m - 1];  // start[m] had moved on to the bucket's end
   start[0] = 0;
   return {order, start, buckets};
+}
+
+// `sums` (M, row_length) is the gradient with respect to the scaled coefficients of feature i; overwritten.
+template <class C>
+void write_spline_gradients(const Problem& p, int64_t i, C* sums, int64_t row_length) {
+  const int64_t M = p.G + p.K;
+  if (p.scaler.data != nullptr) {
+    Buffer<C> scale(row_length), scale_gradient(row_length), coef(row_length);
+    pack_rows(p.storage, p.scaler, i, 1, p.O, p.scaler.stride[0], p.scaler.stride[1], scale.data, row_length);
+    __builtin_memset(scale_gradient.data, 0, size_t(row_length) * sizeof(C));
+    for (int64_t m = 0; m < M; ++m) {
+      C* sum = sums + m * row_length;
+      if (p.scaler_gradient != nullptr) {
+        Operand row = p.coef;
+        row.stride[0] = 0;
+        with_storage(p.storage, [&](auto tag) {
+          row.data = static_cast<const decltype(tag)*>(p.coef.data) + i * p.coef.stride[0] + m * p.coef.stride[1];
+        });
+        pack_rows(p.storage, row, 0, 1, p.O, 0, p.coef.stride[2], coef.data, row_length);
+        for (int64_t o = 0; o < row_length; ++o) scale_gradient[o] += sum[o] * coef[o];
+      }
+      for (int64_t o = 0; o < row_length; ++o) sum[o] *= scale[o];
+    }
+    if (p.scaler_gradient != nullptr)
+      write_rows(p.storage, scale_gradient.data, row_length, 1, p.O, p.scaler_gradient, i, p.O);
+  }
+  if (p.coef_gradient != nullptr) write_rows(p.storage, sums, row_length, M, p.O, p.coef_gradient, i * M, p.O);
+}
+
+inline void write_zero_gradients(const Problem& p, int64_t i) {
+  with_storage(p.storage, [&](auto tag) {
+    using S = decltype(tag);
+    const int64_t M = p.G + p.K;
+    for (int64_t k = 0; p.coef_gradient != nullptr && k < M * p.O; ++k)
+      static_cast<S*>(p.coef_gradient)[i * M * p.O + k] = narrow<S>(0.0);
+    for (int64_t o = 0; p.scaler_gradient != nullptr && o < p.O; ++o)
+      static_cast<S*>(p.scaler_gradient)[i * p.O + o] = narrow<S>(0.0);
+  });
 }
 
 template <class C>
@@ -438,17 +491,10 @@ void backward_coef(const Problem& p, ParallelFor parallel_for) {
       // Every basis of the dense formula is NaN where x is not finite, not only the rows read here.
       if (spreads_nan && !finite)
         for (int64_t k = 0; k < layer.spline_rows * row_length; ++k) sums[k] = C(__builtin_nan(""));
-      const int64_t M = p.G + p.K;
-      if (p.coef_gradient != nullptr) {
-        if (layer.spline_rows > 0)
-          write_rows(p.storage, sums, row_length, M, p.O, p.coef_gradient, i * M, p.O);
-        else
-          with_storage(p.storage, [&](auto tag) {
-            using S = decltype(tag);
-            S* to = static_cast<S*>(p.coef_gradient) + i * M * p.O;
-            for (int64_t k = 0; k < M * p.O; ++k) to[k] = narrow<S>(0.0);
-          });
-      }
+      if (layer.spline_rows > 0)
+        write_spline_gradients(p, i, sums, row_length);
+      else
+        write_zero_gradients(p, i);
       if (p.base_gradient != nullptr)
         write_rows(p.storage, sums + layer.spline_rows * row_length, row_length, 1, p.O, p.base_gradient, i, p.O);
     }

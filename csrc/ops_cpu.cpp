@@ -119,11 +119,13 @@ int select_instruction_set(int level) {
   return instruction_set;
 }
 
-Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef, const Tensor& grid,
+Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef,
+                      const std::optional<Tensor>& scaler, const Tensor& grid,
                       const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative) {
   Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
   p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
   p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
   Tensor y = new_empty(x, {p.N, p.O});
   p.y = y.mutable_data_ptr();
@@ -131,12 +133,14 @@ Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Ten
   return y;
 }
 
-Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef, const Tensor& grid,
+Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef,
+                             const std::optional<Tensor>& scaler, const Tensor& grid,
                              const std::optional<Tensor>& base_weight, const std::string& activation,
                              int64_t derivative) {
   Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
   p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
   p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
   Tensor gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = gradient.mutable_data_ptr();
@@ -144,19 +148,26 @@ Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coe
   return gradient;
 }
 
-std::tuple<Tensor, Tensor> spline_backward_coef(const Tensor& x, const std::optional<Tensor>& w, const Tensor& g,
-                                                const Tensor& grid, int64_t spline_order, const std::string& activation,
-                                                int64_t derivative, bool need_coef, bool need_base) {
+std::tuple<Tensor, Tensor, Tensor> spline_backward_coef(
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const std::optional<Tensor>& coef,
+    const std::optional<Tensor>& scaler, const Tensor& grid, int64_t spline_order, const std::string& activation,
+    int64_t derivative, bool need_coef, bool need_scaler, bool need_base) {
   STD_TORCH_CHECK(g.dim() == 2, "kan_kernels: g must have two dimensions");
   Problem p = problem_of(x, g.size(1), grid, spline_order, activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
+  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
+  STD_TORCH_CHECK(!need_scaler || (coef.has_value() && scaler.has_value()),
+                  "kan_kernels: the gradient of the scaler needs coef and scaler");
   Tensor coef_gradient = need_coef ? new_empty(x, {p.I, p.G + p.K, p.O}) : new_empty(x, {0});
+  Tensor scaler_gradient = need_scaler ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
   Tensor base_gradient = need_base ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
   if (need_coef) p.coef_gradient = coef_gradient.mutable_data_ptr();
+  if (need_scaler) p.scaler_gradient = scaler_gradient.mutable_data_ptr();
   if (need_base) p.base_gradient = base_gradient.mutable_data_ptr();
   kernels().backward_coef(p, parallel_for);
-  return {coef_gradient, base_gradient};
+  return {coef_gradient, scaler_gradient, base_gradient};
 }
 
 }  // namespace kan

@@ -25,6 +25,7 @@ struct Problem {
   Operand x;             // (N, I)
   Operand w;             // (N, I) or absent: ones
   Operand coef;          // (I, M, O)
+  Operand scaler;        // (I, O) or absent: ones; multiplies coef
   Operand base_weight;   // (I, O) or absent: no base activation
   Operand grid;          // (I, G+2K+1)
   Operand g;             // (N, O)
@@ -32,6 +33,7 @@ struct Problem {
   void* y = nullptr;                 // (N, O)
   void* input_gradient = nullptr;    // (N, I)
   void* coef_gradient = nullptr;     // (I, M, O)
+  void* scaler_gradient = nullptr;   // (I, O)
   void* base_gradient = nullptr;     // (I, O)
 };
 

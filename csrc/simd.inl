@@ -145,7 +145,7 @@ inline void with_storage(Storage storage, F f) {
   }
 }
 
-// Uninitialised memory aligned to a cache line, and so that vectors of one row never straddle two.
+// Scratch memory for the length of a scope, aligned so that vectors of a padded row never straddle two cache lines.
 template <class T>
 struct Buffer {
   T* data = nullptr;
@@ -153,12 +153,10 @@ struct Buffer {
   explicit Buffer(int64_t count) { allocate(count); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { __builtin_free(data); }
-  void allocate(int64_t count) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 64, size_t(count) * sizeof(T) + 64) != 0) throw std::bad_alloc();
-    data = static_cast<T*>(memory);
+  ~Buffer() {
+    if (data != nullptr) kan::release_scratch(data);
   }
+  void allocate(int64_t count) { data = static_cast<T*>(kan::take_scratch(size_t(count) * sizeof(T))); }
   T& operator[](int64_t k) { return data[k]; }
   const T& operator[](int64_t k) const { return data[k]; }
 };

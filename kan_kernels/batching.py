@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 def forward(operator, info, in_dims, arguments):
-    """Rule for `spline_forward`: x and w have rows, coef and base_weight outputs."""
-    x, w, coef, grid, base_weight, *rest = arguments
+    """Rule for `spline_forward`: x and w have rows; coef, scaler and base_weight outputs."""
+    x, w, coef, scaler, grid, base_weight, *rest = arguments
     b = info.batch_size
-    x_dim, w_dim, coef_dim, grid_dim, base_dim = in_dims[:5]
-    if grid_dim is None and coef_dim is None and base_dim is None:
-        y = operator(_more_rows(x, x_dim, b), _more_rows(w, w_dim, b), coef, grid, base_weight, *rest)
+    x_dim, w_dim, coef_dim, scaler_dim, grid_dim, base_dim = in_dims[:6]
+    if grid_dim is None and coef_dim is None and scaler_dim is None and base_dim is None:
+        y = operator(_more_rows(x, x_dim, b), _more_rows(w, w_dim, b), coef, scaler, grid, base_weight, *rest)
         return y.unflatten(0, (b, -1)) if x_rows(x, x_dim) else y.new_empty(b, 0, y.shape[-1]), 0
     if grid_dim is None and x_dim is None and w_dim is None:
-        y = operator(x, w, _more_outputs(coef, coef_dim, b), grid, _more_outputs(base_weight, base_dim, b), *rest)
+        weights = [_more_outputs(t, dim, b) for t, dim in ((coef, coef_dim), (scaler, scaler_dim), (base_weight, base_dim))]
+        y = operator(x, w, *weights[:2], grid, weights[2], *rest)
         return y.unflatten(1, (b, y.shape[1] // b)), 1
     return _one_by_one(operator, info, in_dims, arguments)
 
@@ -40,9 +41,7 @@ def backward_coef(operator, info, in_dims, arguments):
     if in_dims[0] is None and in_dims[1] is None and in_dims[3] is None:
         gradients = operator(x, w, _more_outputs(g, in_dims[2], b), grid, *rest)
         needed = rest[-2:]
-        split = [
-            d.unflatten(-1, (b, d.shape[-1] // b)) if need else d for d, need in zip(gradients, needed, strict=True)
-        ]
+        split = [d.unflatten(-1, (b, d.shape[-1] // b)) if need else d for d, need in zip(gradients, needed, strict=True)]
         return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
     return _one_by_one(operator, info, in_dims, arguments)
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from .reference import FUSED_ACTIVATIONS, spline_order
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_SIZE_NAMES = {"x": "(..., I)", "coef": "(I, M, O)", "grid": "(I, G+2K+1)", "base_weight": "(I, O)"}
+_SIZE_NAMES = {"x": "(..., I)", "coef": "(I, M, O)", "grid": "(I, G+2K+1)"}
 
 
-def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activation: Any) -> None:
+def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activation: Any, scaler: Any) -> None:
     """The arguments of `kan_linear`."""
     check_floating("x", x)
     check_floating("coef", coef)
@@ -27,9 +27,7 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
     if grid.dtype is not x.dtype and torch.promote_types(grid.dtype, x.dtype) is not grid.dtype:
         raise TypeError(f"grid: expected the dtype of x, {x.dtype}, or a wider one, got {grid.dtype}")
     if x.shape[-1] != features:
-        raise ValueError(
-            f"x: expected {features} features in the last dimension, as coef has, got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"x: expected {features} features in the last dimension, as coef has, got shape {tuple(x.shape)}")
     if grid.shape[0] != features:
         raise ValueError(f"grid: expected {features} rows, one per feature of coef, got shape {tuple(grid.shape)}")
     if features < 1 or outputs < 1:
@@ -40,18 +38,15 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
             f"grid: expected G+2K+1 knots for the M = G+K = {bases} bases of coef with K >= 0 and G >= 1,"
             f" got {grid.shape[1]} knots, which would mean K = {order} and G = {bases - order}"
         )
-    if base_weight is not None:
-        check_floating("base_weight", base_weight)
-        _check_like("base_weight", base_weight, x)
-        if tuple(base_weight.shape) != (features, outputs):
-            raise ValueError(
-                f"base_weight: expected shape (I, O) = ({features}, {outputs}), got {tuple(base_weight.shape)}"
-            )
+    for name, value in (("base_weight", base_weight), ("scaler", scaler)):
+        if value is not None:
+            check_floating(name, value)
+            _check_like(name, value, x)
+            if value.shape != (features, outputs):
+                raise ValueError(f"{name}: expected shape (I, O) = ({features}, {outputs}), got {tuple(value.shape)}")
     if isinstance(base_activation, str):
         if base_activation not in FUSED_ACTIVATIONS:
-            raise ValueError(
-                f"base_activation: expected one of {FUSED_ACTIVATIONS} or a callable, got {base_activation!r}"
-            )
+            raise ValueError(f"base_activation: expected one of {FUSED_ACTIVATIONS} or a callable, got {base_activation!r}")
     elif base_activation is not None and not callable(base_activation):
         raise TypeError(
             f"base_activation: expected one of {FUSED_ACTIVATIONS}, a callable or None, got {type(base_activation).__name__}"

@@ -148,8 +148,8 @@ class KANLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
-        coef = self.coef if self.scaler is None else self.coef * self.scaler.unsqueeze(1)
-        return kan_linear(x, coef, self.grid, self.base_coef, base_activation=self._activation())
+        activation = self._activation()
+        return kan_linear(x, self.coef, self.grid, self.base_coef, base_activation=activation, scaler=self.scaler)
 
     def _activation(self) -> BaseActivation:
         kind = type(self.base_activation)

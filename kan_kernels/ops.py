@@ -21,27 +21,27 @@ MAX_DERIVATIVE = 30  # the C++ kernels' tables end there
 
 _library = torch.library.Library("kan_kernels", "DEF")
 _SCHEMAS = {
-    "spline_forward": "(Tensor x, Tensor? w, Tensor coef, Tensor grid, Tensor? base_weight, str activation,"
+    "spline_forward": "(Tensor x, Tensor? w, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation,"
     " int derivative) -> Tensor",
-    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor grid, Tensor? base_weight, str activation,"
+    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation,"
     " int derivative) -> Tensor",
-    "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor grid, int spline_order, str activation,"
-    " int derivative, bool need_coef, bool need_base) -> (Tensor, Tensor)",
+    "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor? coef, Tensor? scaler, Tensor grid, int spline_order,"
+    " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor)",
 }
 
 
-def _forward_shape(x, w, coef, grid, base_weight, activation, derivative):
+def _forward_shape(x, w, coef, scaler, grid, base_weight, activation, derivative):
     return x.new_empty(x.shape[0], coef.shape[2])
 
 
-def _backward_input_shape(x, g, coef, grid, base_weight, activation, derivative):
+def _backward_input_shape(x, g, coef, scaler, grid, base_weight, activation, derivative):
     return x.new_empty(x.shape)
 
 
-def _backward_coef_shape(x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
+def _backward_coef_shape(x, w, g, coef, scaler, grid, spline_order, activation, derivative, need_coef, need_scaler, need_base):
     features, outputs, bases = x.shape[1], g.shape[1], grid.shape[1] - spline_order - 1
-    coef_shape = (features, bases, outputs) if need_coef else (0,)
-    return x.new_empty(coef_shape), x.new_empty((features, outputs) if need_base else (0,))
+    shapes = (need_coef, (features, bases, outputs)), (need_scaler, (features, outputs)), (need_base, (features, outputs))
+    return tuple(x.new_empty(shape if needed else (0,)) for needed, shape in shapes)
 
 
 def _register() -> None:
@@ -96,9 +96,7 @@ def available_instruction_sets() -> tuple[str, ...]:
     in_use = instruction_set()
     if _cpp is None or in_use is None:
         return ()
-    levels = [
-        level for level in range(len(INSTRUCTION_SETS)) if _cpp.kan_kernels_select_instruction_set(level) == level
-    ]
+    levels = [level for level in range(len(INSTRUCTION_SETS)) if _cpp.kan_kernels_select_instruction_set(level) == level]
     select_instruction_set(in_use)
     return tuple(INSTRUCTION_SETS[level] for level in levels)
 

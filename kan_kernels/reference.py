@@ -58,10 +58,7 @@ def sigmoid_polynomial(derivative: int) -> list[int]:
     for _ in range(derivative - 1):
         slope = [k * c for k, c in enumerate(q)][1:]
         terms = [(0, 1, q), (1, -2, q), (1, 1, slope), (2, -1, slope)]
-        q = [
-            sum(factor * c[k - shift] for shift, factor, c in terms if 0 <= k - shift < len(c))
-            for k in range(len(q) + 1)
-        ]
+        q = [sum(factor * c[k - shift] for shift, factor, c in terms if 0 <= k - shift < len(c)) for k in range(len(q) + 1)]
     return q
 
 
@@ -71,21 +68,30 @@ def _sigmoid_derivative(x: Tensor, derivative: int) -> Tensor:
         return s
     polynomial = torch.zeros_like(s)
     for c in reversed(sigmoid_polynomial(derivative)):
-        polynomial = polynomial * s + c
+        polynomial = polynomial * s + float(c)
     return s * torch.sigmoid(-x) * polynomial
 
 
 def kan_linear(
-    x: Tensor, coef: Tensor, grid: Tensor, base_weight: Tensor | None = None, activation: str = "silu"
+    x: Tensor,
+    coef: Tensor,
+    grid: Tensor,
+    base_weight: Tensor | None = None,
+    activation: str = "silu",
+    scaler: Tensor | None = None,
 ) -> Tensor:
-    """y[n,o] = sum_i ( base_weight[i,o] b(x[n,i]) + sum_m coef[i,m,o] beta_{i,m}(x[n,i]) ), x (N, I) -> (N, O)."""
-    return spline_forward(x, None, coef, grid, base_weight, activation, 0)
+    """y[n,o] = sum_i ( base_weight[i,o] b(x[n,i]) + sum_m coef[i,m,o] beta_{i,m}(x[n,i]) ), x (N, I) -> (N, O).
+
+    scaler (I, O), where given, multiplies coef.
+    """
+    return spline_forward(x, None, coef, scaler, grid, base_weight, activation, 0)
 
 
 def spline_forward(
     x: Tensor,
     w: Tensor | None,
     coef: Tensor,
+    scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
@@ -93,7 +99,7 @@ def spline_forward(
 ) -> Tensor:
     """(N, O): sum over i, m of w[n,i] beta^(n)_{i,m}(x[n,i]) coef[i,m,o], the base activation being one more row m."""
     bases = _weighted(basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative), w)
-    y = bases.flatten(1) @ coef.reshape(-1, coef.shape[2])
+    y = bases.flatten(1) @ scaled(coef, scaler).reshape(-1, coef.shape[2])
     if base_weight is not None:
         y = y + _weighted(base_activation(x, activation, derivative), w) @ base_weight
     return y
@@ -103,6 +109,7 @@ def spline_backward_input(
     x: Tensor,
     g: Tensor,
     coef: Tensor,
+    scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
@@ -110,7 +117,7 @@ def spline_backward_input(
 ) -> Tensor:
     """(N, I): sum over m, o of beta^(n)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: the gradient of the form with respect to w."""
     bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative)
-    along_bases = (g @ coef.reshape(-1, coef.shape[2]).t()).view(bases.shape)
+    along_bases = (g @ scaled(coef, scaler).reshape(-1, coef.shape[2]).t()).view(bases.shape)
     result = (bases * along_bases).sum(-1)
     if base_weight is not None:
         result = result + base_activation(x, activation, derivative) * (g @ base_weight.t())
@@ -121,24 +128,37 @@ def spline_backward_coef(
     x: Tensor,
     w: Tensor | None,
     g: Tensor,
+    coef: Tensor | None,
+    scaler: Tensor | None,
     grid: Tensor,
     spline_order: int,
     activation: str,
     derivative: int,
     need_coef: bool,
+    need_scaler: bool,
     need_base: bool,
-) -> tuple[Tensor, Tensor]:
-    """(I, M, O) and (I, O): the gradients of the form with respect to coef and base_weight; (0,) for one not needed.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(I, M, O), (I, O), (I, O): the form's gradients with respect to coef, scaler, base_weight; (0,) where not needed.
 
-    sum over n of w[n,i] beta^(n)_{i,m}(x[n,i]) g[n,o], and of w[n,i] b^(n)(x[n,i]) g[n,o].
+    With D = sum over n of w[n,i] beta^(n)_{i,m}(x[n,i]) g[n,o]: D scaler, the sum over m of D coef, and the base's row of D.
+    Only the gradient of scaler reads coef.
     """
-    coef_gradient = base_gradient = x.new_empty(0)
-    if need_coef:
+    coef_gradient = scaler_gradient = base_gradient = x.new_empty(0)
+    if need_coef or need_scaler:
         bases = _weighted(basis(x, grid, spline_order, derivative), w)
-        coef_gradient = (bases.flatten(1).t() @ g).view(*bases.shape[1:], g.shape[1])
+        gradient = (bases.flatten(1).t() @ g).view(*bases.shape[1:], g.shape[1])
+        if need_coef:
+            coef_gradient = scaled(gradient, scaler)
+        if need_scaler and coef is not None:
+            scaler_gradient = (gradient * coef).sum(1)
     if need_base:
         base_gradient = _weighted(base_activation(x, activation, derivative), w).t() @ g
-    return coef_gradient, base_gradient
+    return coef_gradient, scaler_gradient, base_gradient
+
+
+def scaled(coef: Tensor, scaler: Tensor | None) -> Tensor:
+    """coef (..., I, M, O) times scaler (..., I, O)."""
+    return coef if scaler is None else coef * scaler.unsqueeze(-2)
 
 
 def _weighted(values: Tensor, w: Tensor | None) -> Tensor:

@@ -1,0 +1,166 @@
+"""THE table of problems: shapes x grids x degrees x inputs, for the tests and for bench/.
+
+Sizes are N rows, I in_features, O out_features, G grid_size, K spline_order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem. `make` draws its tensors."""
+
+    N: int
+    I: int  # noqa: E741
+    O: int  # noqa: E741
+    G: int = 5
+    K: int = 3
+    knots: str = "uniform"  # or "adaptive": a different random grid for every feature; "clamped": repeated end knots
+    points: str = "mixed"  # inside the grid range, between it and the extended ends, outside, on knots; or "inside"
+    layout: str = "contiguous"  # or "strided": every tensor a view with gaps; "expanded": g has stride 0
+    base: str | None = "silu"
+    weighted: bool = False  # a weight w per input value
+    scaled: bool = False  # a scaler per edge
+
+    def __str__(self) -> str:
+        parts = [f"N{self.N}-I{self.I}-O{self.O}-G{self.G}-K{self.K}"]
+        defaults = {"knots": "uniform", "points": "mixed", "layout": "contiguous", "base": "silu"}
+        parts += [str(getattr(self, name)) for name, usual in defaults.items() if getattr(self, name) != usual]
+        parts += [name for name in ("weighted", "scaled") if getattr(self, name)]
+        return "-".join(parts)
+
+    @property
+    def M(self) -> int:  # noqa: N802
+        return self.G + self.K
+
+
+@dataclass
+class Tensors:
+    """What a case's operators are called with, in one dtype."""
+
+    x: Tensor  # (N, I)
+    w: Tensor | None  # (N, I)
+    coef: Tensor  # (I, M, O)
+    scaler: Tensor | None  # (I, O)
+    grid: Tensor  # (I, G+2K+1)
+    base_weight: Tensor | None  # (I, O)
+    g: Tensor  # (N, O)
+
+    def to(self, dtype: torch.dtype) -> "Tensors":
+        return Tensors(**{k: None if t is None else t.to(dtype) for k, t in vars(self).items()})
+
+
+def make_grid(case: Case, generator: torch.Generator) -> Tensor:
+    """(I, G+2K+1) in float64, over [-1, 1]."""
+    step = 2 / case.G
+    knots = torch.arange(-case.K, case.G + case.K + 1, dtype=torch.float64) * step - 1
+    grid = knots.repeat(case.I, 1)
+    if case.knots == "adaptive":
+        grid += (torch.rand(grid.shape, generator=generator, dtype=torch.float64) - 0.5) * 0.9 * step
+    if case.knots == "clamped":
+        grid = grid.clamp(-1, 1)
+    return grid
+
+
+def make_points(case: Case, grid: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, I): a third inside, a third anywhere up to beyond the last knot, a third on knots; or all inside."""
+    inside = torch.rand(case.N, case.I, generator=generator, dtype=torch.float64) * 2 - 1
+    if case.points == "inside":
+        return inside
+    low, high = grid.min() - 0.5, grid.max() + 0.5
+    anywhere = torch.rand(case.N, case.I, generator=generator, dtype=torch.float64) * (high - low) + low
+    which = torch.randint(0, grid.shape[1], (case.N, case.I), generator=generator)
+    on_knots = grid.gather(1, which.t()).t()
+    kind = torch.randint(0, 3, (case.N, case.I), generator=generator)
+    return torch.where(kind == 0, inside, torch.where(kind == 1, anywhere, on_knots))
+
+
+def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
+    """The case's tensors: drawn in float64 and rounded, so that every dtype sees the same problem."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    # Knots are rounded first: a point on a knot must stay on it.
+    grid = make_grid(case, generator).to(dtype)
+    x = make_points(case, grid.double(), generator)
+    tensors = Tensors(
+        x=x.to(dtype),
+        w=normal(case.N, case.I).to(dtype) if case.weighted else None,
+        coef=normal(case.I, case.M, case.O).to(dtype),
+        scaler=normal(case.I, case.O).to(dtype) if case.scaled else None,
+        grid=grid,
+        base_weight=normal(case.I, case.O).to(dtype) if case.base else None,
+        g=normal(case.N, case.O).to(dtype),
+    )
+    if case.layout == "strided":
+        return Tensors(**{name: None if t is None else with_gaps(t) for name, t in vars(tensors).items()})
+    if case.layout == "expanded":
+        tensors.g = tensors.g[:1, :1].expand(case.N, case.O) if case.N else tensors.g
+        tensors.x = tensors.x[:, :1].expand(case.N, case.I)
+    return tensors
+
+
+def with_gaps(t: Tensor) -> Tensor:
+    """The same values as a view that is transposed and has gaps, NaN in the gaps."""
+    room = t.new_full([2 * size + 1 for size in reversed(t.shape)], float("nan"))
+    view = room[tuple(slice(1, None, 2) for _ in t.shape)].permute(*reversed(range(t.dim())))
+    view.copy_(t)
+    return view
+
+
+# Odd sizes around every vector length and block size; all grids, degrees and layouts.
+CASES = [
+    Case(1, 1, 1),
+    Case(1, 1, 1, K=1, knots="adaptive", weighted=True, scaled=True),
+    Case(0, 3, 2),
+    Case(1, 7, 129),
+    Case(1, 7, 128, G=20, scaled=True),
+    Case(3, 2, 64, scaled=True, weighted=True),
+    Case(7, 1, 63, knots="adaptive"),
+    Case(7, 63, 1, G=1),
+    Case(63, 7, 7, G=1, K=1, weighted=True),
+    Case(63, 7, 17, K=2, knots="adaptive", scaled=True),
+    Case(129, 7, 63, layout="strided", weighted=True, scaled=True),
+    Case(129, 7, 64, layout="expanded"),
+    Case(129, 7, 96, points="inside"),
+    Case(300, 3, 16, knots="adaptive", G=20, weighted=True, scaled=True),
+    Case(129, 5, 33, G=20, K=1, knots="adaptive"),
+    Case(129, 5, 31, G=20, K=2, weighted=True),
+    Case(129, 5, 15, G=20, K=4, knots="adaptive", weighted=True),
+    Case(129, 5, 9, G=7, K=5, knots="adaptive", scaled=True),
+    Case(65, 3, 65, G=3, K=5, weighted=True),
+    Case(65, 3, 20, G=4, K=0, knots="adaptive", weighted=True, scaled=True),
+    Case(65, 3, 5, G=4, K=7, scaled=True),
+    Case(65, 2, 5, G=6, K=6, knots="adaptive", weighted=True),
+    Case(129, 3, 5, knots="clamped"),
+    Case(63, 7, 5, G=100),
+    Case(63, 7, 5, G=100, knots="adaptive", weighted=True),
+    Case(2100, 2, 8, G=40, knots="adaptive"),
+    Case(4200, 1, 7, weighted=True),
+    Case(63, 7, 17, base="identity", weighted=True),
+    Case(63, 7, 17, base=None, weighted=True, scaled=True),
+]
+
+# The shapes of the performance tables.
+BENCH_CASES = {
+    "square-64": Case(4096, 64, 64, points="inside"),
+    "square-64-small-batch": Case(1024, 64, 64, points="inside"),
+    "square-256": Case(4096, 256, 256, points="inside"),
+    "wide-input": Case(256, 784, 64, points="inside"),
+    "wide-output": Case(256, 64, 784, points="inside"),
+    "one-input": Case(4096, 1, 256, points="inside"),
+    "one-output": Case(4096, 256, 1, points="inside"),
+    "odd-output": Case(4096, 64, 63, points="inside"),
+    "ten-outputs": Case(4096, 64, 10, points="inside"),
+    "grid-20": Case(4096, 64, 64, G=20, points="inside"),
+    "grid-100": Case(2048, 64, 64, G=100, points="inside"),
+    "adaptive": Case(4096, 64, 64, knots="adaptive", points="inside"),
+    "tiny": Case(64, 2, 5, points="inside"),
+}

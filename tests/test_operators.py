@@ -1,0 +1,133 @@
+"""Every instruction set x case x dtype x derivative order: the three operators against the float64 reference."""
+
+import dataclasses
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case, Tensors, make
+from tolerance import assert_twice_rule
+
+from kan_kernels import ops, reference
+
+ORDERS = range(5)
+
+
+def magnitude(t: Tensors, case: Case, order: int) -> Tensors:
+    """The same problem with every factor but the bases replaced by its absolute value."""
+    return Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in vars(t).items()})
+
+
+def forward(module, t: Tensors, case: Case, order: int):
+    return (module.spline_forward(t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu", order),)
+
+
+def backward_input(module, t: Tensors, case: Case, order: int):
+    return (module.spline_backward_input(t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu", order),)
+
+
+def backward_coef(module, t: Tensors, case: Case, order: int):
+    needs = (True, case.scaled, case.base is not None)
+    return module.spline_backward_coef(
+        t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, case.base or "silu", order, *needs
+    )
+
+
+class AbsoluteReference:
+    """The reference with |bases| and |b|: what a result's terms add up to before they cancel."""
+
+    def __getattr__(self, name):
+        def operator(*arguments):
+            basis, activation = reference.basis, reference.base_activation
+            reference.basis = lambda *a: basis(*a).abs()
+            reference.base_activation = lambda *a: activation(*a).abs()
+            try:
+                return getattr(reference, name)(*arguments)
+            finally:
+                reference.basis, reference.base_activation = basis, activation
+
+        return operator
+
+
+def compare(operator, case: Case, dtype: torch.dtype, order: int) -> None:
+    def compute(reference_dtype, seed):
+        t = make(case, dtype, seed)
+        # The float64 kernel's problem, rounded, is the float32 reference's: each is compared with its own exact answer.
+        same = make(case, reference_dtype, seed)
+        values = operator(ops, t, case, order)
+        exact = operator(reference, t.to(torch.float64), case, order)
+        reference_values = operator(reference, same, case, order)
+        reference_exact = operator(reference, same.to(torch.float64), case, order)
+        scales = operator(AbsoluteReference(), magnitude(t.to(torch.float64), case, order), case, order)
+        for value, truth, other, other_truth, scale in zip(
+            values, exact, reference_values, reference_exact, scales, strict=True
+        ):
+            yield value, truth + (other.double() - other_truth), truth, scale
+
+    trials = max(3, min(40, 400 // max(1, case.N * case.O)))  # one draw of the reference can be lucky
+    assert_twice_rule(compute, dtype, trials, f"{operator.__name__}, order {order}")
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda n: f"order{n}")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_operators(instruction_set, case, dtype, order):
+    """Values, the gradient of the inputs' weights, the gradients of the coefficients."""
+    for operator in (forward, backward_input, backward_coef):
+        compare(operator, case, dtype, order)
+
+
+@pytest.mark.parametrize("order", (0, 9, ops.MAX_DERIVATIVE))
+def test_high_orders(instruction_set, order):
+    """Orders far above K: no spline part, the base's derivative as the reference's."""
+    case = Case(63, 7, 5, weighted=True)
+    for operator in (forward, backward_input, backward_coef):
+        compare(operator, case, torch.float64, order)
+
+
+def test_only_what_is_needed():
+    """A gradient that is not asked for comes back empty, and leaves the others' bits alone."""
+    case = Case(63, 7, 17, scaled=True)
+    t = make(case, torch.float32)
+    arguments = (t.x, None, t.g, t.coef, t.scaler, t.grid, 3, "silu", 0)
+    all_three = ops.spline_backward_coef(*arguments, True, True, True)
+    for needs in [(True, False, False), (False, True, False), (False, False, True), (False, False, False)]:
+        for module in (ops, reference):
+            some = module.spline_backward_coef(*arguments, *needs)
+            for gradient, full, needed in zip(some, all_three, needs, strict=True):
+                assert tuple(gradient.shape) == (tuple(full.shape) if needed else (0,))
+                if needed and module is ops:
+                    assert torch.equal(gradient, full)
+
+
+def test_offsets_beyond_32_bits():
+    """Elements more than 2^31 apart, in every operand."""
+    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    case = Case(3, 2, 2, K=2, G=2, weighted=True, scaled=True)
+    t = make(case, torch.bfloat16)
+    room = torch.empty(2**31 + 64, dtype=torch.bfloat16)
+
+    def far(values):
+        strides = [8, 4, 1][-values.dim() :]
+        strides[0] = (2**31) // max(1, values.shape[0] - 1)
+        view = room.as_strided(values.shape, strides)
+        view.copy_(values)
+        return view
+
+    for operator in (forward, backward_input, backward_coef):
+        for name in ("x", "w", "coef", "scaler", "base_weight", "g"):
+            spread = dataclasses.replace(t, **{name: far(getattr(t, name))})
+            for value, expected in zip(operator(ops, spread, case, 0), operator(ops, t, case, 0), strict=True):
+                assert torch.equal(value, expected), (operator.__name__, name)
+
+
+def test_more_than_2_to_31_outputs():
+    """Row n of an output with over 2^31 elements is the row of the same input alone."""
+    torch.use_deterministic_algorithms(False)
+    N, O = 2**15 + 1, 2**16  # noqa: E741, N806
+    t = make(Case(1, 1, O, G=1, K=1), torch.float16)
+    x = torch.linspace(-1, 1, N, dtype=torch.float16).unsqueeze(1)
+    y = ops.spline_forward(x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    assert y.numel() > 2**31
+    for n in (0, N // 2, N - 1):
+        alone = ops.spline_forward(x[n : n + 1], None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+        assert torch.equal(y[n : n + 1], alone)
