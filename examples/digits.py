@@ -120,7 +120,8 @@ def print_table(runs: list[Run]) -> None:
         print(f"{run.backend:<12}{run.seconds_per_epoch:>11.4f}{peak:>10}{run.accuracy:>11.2%}{speed_up:>10.1f}x")
     difference = (runs[0].logits - runs[1].logits).abs().max().item()
     print(
-        f"\nLargest difference between the two runs' test logits: {difference:.2e} (logits up to {runs[1].logits.abs().max():.1f})"
+        f"\nLargest difference between the two runs' test logits: {difference:.2e}"
+        f" (logits up to {runs[1].logits.abs().max():.1f})"
     )
 
 

@@ -34,7 +34,7 @@ def kan_linear(
             every call. Its values are constants: no gradient reaches them.
         base_weight: (I, O), dtype and device of x, or None for no base activation.
         base_activation: b. "silu" and "identity" are fused; any other callable, elementwise on tensors, runs in plain torch.
-        scaler: (I, O), dtype and device of x: a factor for every edge's spline, coef scaler.unsqueeze(1) without the temporary.
+        scaler: (I, O), dtype and device of x: every edge's factor, coef * scaler.unsqueeze(1) without the product in memory.
 
     Returns:
         (..., O), dtype of x. Half types accumulate in float32.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -163,7 +164,7 @@ class KANLinear(nn.Module):
         """
         edges = self.coef.abs().mean(1)
         total = edges.sum()
-        tiny = torch.finfo(edges.dtype).tiny
+        tiny = torch.finfo(edges.dtype).tiny ** 0.5  # its inverse times its logarithm is finite, so gradients are too
         shares = edges / total.clamp_min(tiny)
         entropy = -(shares * shares.clamp_min(tiny).log()).sum()
         return regularize_activation * total + regularize_entropy * entropy
@@ -267,7 +268,7 @@ class KAN(nn.Module):
                 device=device,
                 dtype=dtype,
             )
-            for in_features, out_features in zip(layers_hidden[:-1], layers_hidden[1:], strict=True)
+            for in_features, out_features in pairwise(layers_hidden)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,7 +279,8 @@ class KAN(nn.Module):
 
     def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
         """The layers' `KANLinear.regularization_loss`, summed."""
-        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in self.layers]
+        layers = [layer for layer in self.layers if isinstance(layer, KANLinear)]
+        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in layers]
         return torch.stack(losses).sum()
 
 

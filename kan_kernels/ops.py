@@ -6,9 +6,10 @@ key for which there is nothing faster; the C++ extension, when it was built, ser
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ _library = torch.library.Library("kan_kernels", "DEF")
 _SCHEMAS = {
     "spline_forward": "(Tensor x, Tensor? w, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation,"
     " int derivative) -> Tensor",
-    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation,"
-    " int derivative) -> Tensor",
+    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight,"
+    " str activation, int derivative) -> Tensor",
     "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor? coef, Tensor? scaler, Tensor grid, int spline_order,"
     " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor)",
 }
@@ -45,7 +46,7 @@ def _backward_coef_shape(x, w, g, coef, scaler, grid, spline_order, activation, 
 
 
 def _register() -> None:
-    fakes = (_forward_shape, _backward_input_shape, _backward_coef_shape)
+    fakes: tuple[Callable[..., Any], ...] = (_forward_shape, _backward_input_shape, _backward_coef_shape)
     for (name, schema), fake in zip(_SCHEMAS.items(), fakes, strict=True):
         _library.define(name + schema)
         _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")

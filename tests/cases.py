@@ -35,7 +35,7 @@ class Case:
         return "-".join(parts)
 
     @property
-    def M(self) -> int:  # noqa: N802
+    def M(self) -> int:
         return self.G + self.K
 
 

@@ -27,9 +27,7 @@ def backward_input(module, t: Tensors, case: Case, order: int):
 
 def backward_coef(module, t: Tensors, case: Case, order: int):
     needs = (True, case.scaled, case.base is not None)
-    return module.spline_backward_coef(
-        t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, case.base or "silu", order, *needs
-    )
+    return module.spline_backward_coef(t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, case.base or "silu", order, *needs)
 
 
 class AbsoluteReference:
@@ -76,7 +74,7 @@ def test_operators(instruction_set, case, dtype, order):
         compare(operator, case, dtype, order)
 
 
-@pytest.mark.parametrize("order", (0, 9, ops.MAX_DERIVATIVE))
+@pytest.mark.parametrize("order", [0, 9, ops.MAX_DERIVATIVE])
 def test_high_orders(instruction_set, order):
     """Orders far above K: no spline part, the base's derivative as the reference's."""
     case = Case(63, 7, 5, weighted=True)
@@ -123,7 +121,7 @@ def test_offsets_beyond_32_bits():
 def test_more_than_2_to_31_outputs():
     """Row n of an output with over 2^31 elements is the row of the same input alone."""
     torch.use_deterministic_algorithms(False)
-    N, O = 2**15 + 1, 2**16  # noqa: E741, N806
+    N, O = 2**15 + 1, 2**16  # noqa: E741
     t = make(Case(1, 1, O, G=1, K=1), torch.float16)
     x = torch.linspace(-1, 1, N, dtype=torch.float16).unsqueeze(1)
     y = ops.spline_forward(x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)

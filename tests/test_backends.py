@@ -1,0 +1,109 @@
+"""Choosing a backend and an instruction set, what `info()` says, and the library without its extension."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Case, make
+from torch import nn
+
+import kan_kernels as kk
+from kan_kernels import ops, reference
+
+PACKAGE = Path(kk.__file__).parent
+
+
+def run_python(code: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    variables = os.environ | environment
+    if path is not None:
+        variables["PYTHONPATH"] = str(path)
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, cwd="/")
+
+
+def test_use_backend_switches_and_restores():
+    t = make(Case(7, 3, 5), torch.float32)
+    assert ops.backend() == os.environ.get("KAN_KERNELS_BACKEND", "auto")
+    with kk.use_backend("reference"):
+        assert ops.backend() == "reference"
+        assert torch.equal(kk.kan_linear(t.x, t.coef, t.grid), reference.kan_linear(t.x, t.coef, t.grid))
+        with kk.use_backend("cpp"):
+            assert ops.backend() == "cpp"
+        assert ops.backend() == "reference"
+    with pytest.raises(ZeroDivisionError), kk.use_backend("reference"):
+        raise ZeroDivisionError
+    assert ops.backend() != "reference"
+
+
+def test_environment_chooses():
+    shown = "import kan_kernels as kk; print(kk.info())"
+    assert "backend         reference" in run_python(shown, KAN_KERNELS_BACKEND="reference").stdout
+    assert "C++ kernels     baseline" in run_python(shown, KAN_KERNELS_ISA="baseline").stdout
+    refused = run_python(shown, KAN_KERNELS_BACKEND="fastest")
+    assert "ValueError: KAN_KERNELS_BACKEND: expected one of" in refused.stderr
+    refused = run_python(shown, KAN_KERNELS_ISA="avx1024")
+    assert "ValueError: instruction set: expected one of" in refused.stderr
+
+
+def test_info_as_a_module():
+    shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels.info"], capture_output=True, text=True, cwd="/")
+    assert shown.stdout.strip() == str(kk.info()).strip(), shown.stderr
+
+
+def test_info():
+    info = kk.info()
+    assert info.versions["torch"] == torch.__version__
+    assert info.serves["cpu"] == "cpp"
+    assert "triton" in info.unavailable
+    assert info.instruction_set in info.available_instruction_sets
+
+
+def test_a_plain_activation_is_visible(caplog):
+    """Logged once with its reason, and listed."""
+
+    class Odd(nn.Tanh):
+        pass
+
+    layer = kk.KANLinear(3, 2, base_activation=Odd)
+    for _ in range(3):
+        layer(torch.zeros(1, 3))
+    assert [record.message for record in caplog.records if "Odd" in record.message] == [
+        "kan_kernels: base activation Odd: not fused, runs in plain torch"
+    ]
+    assert kk.info().fallbacks["base activation Odd"] == "not fused, runs in plain torch"
+
+
+def test_without_the_extension(tmp_path):
+    """What KAN_KERNELS_NO_CPP=1 installs: a working library that says it runs on the reference."""
+    shutil.copytree(PACKAGE, tmp_path / "kan_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = f"""
+import torch, kan_kernels as kk
+assert kk.__file__.startswith({str(tmp_path)!r}), kk.__file__
+net = kk.KAN([3, 5, 2], dtype=torch.float64)
+x = torch.rand(7, 3, dtype=torch.float64, requires_grad=True)
+assert torch.autograd.gradgradcheck(net, (x,))
+print(kk.info())
+"""
+    done = run_python(code, tmp_path)
+    assert "not cpp" in done.stdout, done.stderr
+    assert "KAN_KERNELS_NO_CPP" in done.stdout
+    refused = run_python("import kan_kernels as kk\nwith kk.use_backend('cpp'): pass", tmp_path)
+    assert "backend: 'cpp' is not available: not built" in refused.stderr
+
+
+def test_a_broken_extension_is_a_logged_fallback(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "kan_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "kan_kernels" / "_C.abi3.so").write_text("not a library")
+    done = run_python("import kan_kernels as kk; print(kk.info())", tmp_path)
+    assert "the CPU runs on the reference: the C++ extension does not load" in done.stderr
+    assert "fell back" in done.stdout
+
+
+def test_other_devices_run_on_the_reference():
+    """The operators' fake kernels serve the meta device; nothing is computed there, shapes and dtypes are right."""
+    net = kk.KAN([3, 5, 2], device="meta", dtype=torch.bfloat16)
+    y = net(torch.empty(2, 4, 3, device="meta", dtype=torch.bfloat16))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 4, 2), torch.bfloat16, "meta")

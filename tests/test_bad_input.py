@@ -1,0 +1,175 @@
+"""Every argument x every way it can be wrong: the exception's type, and a message that names what was expected and came."""
+
+import pytest
+import torch
+from torch import nn
+
+import kan_kernels as kk
+
+I, O, G, K = 3, 2, 5, 3  # noqa: E741
+
+
+def good():
+    knots = torch.linspace(-2, 2, G + 2 * K + 1)
+    return {
+        "x": torch.zeros(4, I),
+        "coef": torch.zeros(I, G + K, O),
+        "grid": knots.expand(I, -1).contiguous(),
+        "base_weight": torch.zeros(I, O),
+        "scaler": torch.ones(I, O),
+    }
+
+
+def call(**changed):
+    values = good() | changed
+    x, coef, grid = values.pop("x"), values.pop("coef"), values.pop("grid")
+    return kk.kan_linear(x, coef, grid, values.pop("base_weight"), **values)
+
+
+TENSORS = [
+    ("x", [[0.0] * I], TypeError, "x: expected a torch.Tensor, got list"),
+    ("x", None, TypeError, "x: expected a torch.Tensor, got NoneType"),
+    ("x", torch.zeros(4, I, dtype=torch.int64), TypeError, "x: expected a floating-point dtype .* got torch.int64"),
+    ("x", torch.zeros(4, I, dtype=torch.complex64), TypeError, "x: expected a floating-point dtype .* got torch.complex64"),
+    ("x", torch.tensor(0.0), ValueError, r"x: expected at least one dimension \(..., I\), got a scalar"),
+    ("x", torch.zeros(4, I + 1), ValueError, r"x: expected 3 features .* got shape \(4, 4\)"),
+    (
+        "x",
+        torch.zeros(4, I, dtype=torch.float64),
+        TypeError,
+        "coef: expected the dtype of x, torch.float64, got torch.float32",
+    ),
+    ("x", torch.zeros(4, I, device="meta"), ValueError, "coef: expected the device of x, meta, got cpu"),
+    ("coef", "coef", TypeError, "coef: expected a torch.Tensor, got str"),
+    ("coef", torch.zeros(I, O), ValueError, r"coef: expected 3 dimensions \(I, M, O\), got shape \(3, 2\)"),
+    ("coef", torch.zeros(I, G + K, O, dtype=torch.int32), TypeError, "coef: expected a floating-point dtype"),
+    ("coef", torch.zeros(I, G + K, O, dtype=torch.float64), TypeError, "coef: expected the dtype of x, torch.float32"),
+    ("coef", torch.zeros(I, G + K, O, device="meta"), ValueError, "coef: expected the device of x, cpu, got meta"),
+    ("coef", torch.zeros(I, G + K, 0), ValueError, "coef: expected at least one feature and one output"),
+    ("coef", torch.zeros(I, 30, O), ValueError, "grid: expected .* 30 bases of coef .* 12 knots, which would mean K = -19"),
+    (
+        "coef",
+        torch.zeros(I, 2, O),
+        ValueError,
+        "grid: expected .* 2 bases of coef .* 12 knots, which would mean K = 9 and G = -7",
+    ),
+    ("grid", 5, TypeError, "grid: expected a torch.Tensor, got int"),
+    ("grid", torch.zeros(12), ValueError, r"grid: expected 2 dimensions \(I, G\+2K\+1\), got shape \(12,\)"),
+    ("grid", torch.zeros(I + 1, 12), ValueError, r"grid: expected 3 rows, one per feature of coef, got shape \(4, 12\)"),
+    ("grid", torch.zeros(I, 12, dtype=torch.int64), TypeError, "grid: expected a floating-point dtype"),
+    (
+        "grid",
+        torch.zeros(I, 12, dtype=torch.float16),
+        TypeError,
+        "grid: expected the dtype of x, torch.float32, or a wider one",
+    ),
+    ("grid", torch.zeros(I, 12, device="meta"), ValueError, "grid: expected the device of x, cpu, got meta"),
+    ("grid", torch.zeros(I, 8), ValueError, "grid: expected G.2K.1 knots .* got 8 knots, which would mean K = -1"),
+    ("base_weight", 1.0, TypeError, "base_weight: expected a torch.Tensor, got float"),
+    ("base_weight", torch.zeros(O, I), ValueError, r"base_weight: expected shape \(I, O\) = \(3, 2\), got \(2, 3\)"),
+    ("base_weight", torch.zeros(I), ValueError, r"base_weight: expected shape \(I, O\) = \(3, 2\), got \(3,\)"),
+    ("base_weight", torch.zeros(I, O, dtype=torch.bool), TypeError, "base_weight: expected a floating-point dtype"),
+    ("base_weight", torch.zeros(I, O).double(), TypeError, "base_weight: expected the dtype of x, torch.float32"),
+    ("base_weight", torch.zeros(I, O, device="meta"), ValueError, "base_weight: expected the device of x, cpu, got meta"),
+    ("scaler", 1.0, TypeError, "scaler: expected a torch.Tensor, got float"),
+    ("scaler", torch.zeros(O, I), ValueError, r"scaler: expected shape \(I, O\) = \(3, 2\), got \(2, 3\)"),
+    ("scaler", torch.zeros(I, O).double(), TypeError, "scaler: expected the dtype of x, torch.float32"),
+    ("scaler", torch.zeros(I, O, device="meta"), ValueError, "scaler: expected the device of x, cpu, got meta"),
+    (
+        "base_activation",
+        "relu",
+        ValueError,
+        r"base_activation: expected one of \('silu', 'identity'\) or a callable, got 'relu'",
+    ),
+    ("base_activation", 3, TypeError, "base_activation: expected one of .*, a callable or None, got int"),
+    ("base_activation", None, ValueError, "base_weight: expected None without a base_activation"),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("argument", "value", "error", "message"), TENSORS, ids=lambda v: v if isinstance(v, str) else "")
+def test_kan_linear(argument, value, error, message, backend):
+    with kk.use_backend(backend), pytest.raises(error, match=message):
+        call(**{argument: value})
+
+
+def test_the_good_arguments_are_good():
+    assert call().shape == (4, O)
+    assert call(base_activation=None, base_weight=None).shape == (4, O)
+    assert call(grid=good()["grid"].double()).shape == (4, O)
+
+
+CONSTRUCTOR = [
+    ("in_features", 0, ValueError, "in_features: expected at least 1, got 0"),
+    ("in_features", 2.0, TypeError, "in_features: expected an int, got float"),
+    ("in_features", True, TypeError, "in_features: expected an int, got bool"),
+    ("out_features", -1, ValueError, "out_features: expected at least 1, got -1"),
+    ("grid_size", 0, ValueError, "grid_size: expected at least 1, got 0"),
+    ("grid_size", "5", TypeError, "grid_size: expected an int, got str"),
+    ("spline_order", -1, ValueError, "spline_order: expected at least 0, got -1"),
+    ("spline_order", None, TypeError, "spline_order: expected an int, got NoneType"),
+    ("scale_noise", "x", TypeError, "scale_noise: expected a number, got str"),
+    ("scale_base", float("nan"), ValueError, "scale_base: expected a finite number .* got nan"),
+    ("scale_spline", float("inf"), ValueError, "scale_spline: expected a finite number .* got inf"),
+    ("grid_eps", 1.5, ValueError, r"grid_eps: expected a finite number in \[0.0, 1.0\], got 1.5"),
+    ("grid_range", (1, -1), ValueError, r"grid_range: expected low < high, got \[1, -1\]"),
+    ("grid_range", (0, 1, 2), ValueError, r"grid_range: expected two numbers, got \[0, 1, 2\]"),
+    ("grid_range", 1.0, TypeError, "grid_range: expected a pair of numbers, got float"),
+    ("grid_range", ("a", "b"), TypeError, r"grid_range\[0\]: expected a number, got str"),
+    ("grid_range", (0, float("inf")), ValueError, r"grid_range\[1\]: expected a finite number"),
+    ("grid_range", (1e6, 1e6 + 1e-3), ValueError, "grid: expected strictly increasing knots in every row"),
+    ("base_activation", 5, TypeError, "base_activation: expected an nn.Module, its class or None, got 5"),
+    ("base_activation", torch.relu, TypeError, "base_activation: expected an nn.Module, its class or None"),
+    ("dtype", torch.int64, TypeError, "dtype: expected one of .* got torch.int64"),
+]
+
+
+@pytest.mark.parametrize(("argument", "value", "error", "message"), CONSTRUCTOR, ids=lambda v: v if isinstance(v, str) else "")
+def test_kan_linear_module(argument, value, error, message):
+    with pytest.raises(error, match=message):
+        kk.KANLinear(**({"in_features": 3, "out_features": 2} | {argument: value}))
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (5, TypeError, "layers_hidden: expected a sequence of ints, got int"),
+        ("34", TypeError, "layers_hidden: expected a sequence of ints, got str"),
+        ([3], ValueError, r"layers_hidden: expected at least an input and an output size, got \[3\]"),
+        ([3, 0, 1], ValueError, r"layers_hidden\[1\]: expected at least 1, got 0"),
+        ([3, 2.5], TypeError, r"layers_hidden\[1\]: expected an int, got float"),
+    ],
+    ids=str,
+)
+def test_kan(layers, error, message):
+    with pytest.raises(error, match=message):
+        kk.KAN(layers)
+
+
+def test_module_input():
+    """A layer's x is checked against its parameters."""
+    layer = kk.KANLinear(3, 2)
+    with pytest.raises(ValueError, match=r"x: expected 3 features .* got shape \(4, 5\)"):
+        layer(torch.zeros(4, 5))
+    with pytest.raises(TypeError, match=r"coef: expected the dtype of x, torch\.float64"):
+        layer(torch.zeros(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("fast", ValueError, r"backend: expected one of .* got 'fast'"),
+        (None, ValueError, "backend: expected one of .* got None"),
+        ("triton", ValueError, "backend: 'triton' is not available: "),
+    ],
+)
+def test_use_backend(name, error, message):
+    with pytest.raises(error, match=message), kk.use_backend(name):
+        raise AssertionError("entered")
+
+
+def test_a_plain_activation_must_be_elementwise():
+    """A callable of another shape fails in its own words, not in ours."""
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2"):
+        call(base_activation=lambda x: x[:, :1])
+    assert call(base_activation=nn.Tanh(), base_weight=None).shape == (4, O)

@@ -1,0 +1,71 @@
+"""The house stands: files import only from lower floors, every public name is documented."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import kan_kernels as kk
+
+PACKAGE = Path(kk.__file__).parent
+
+# A file imports only from floors below its own.
+FLOORS = {
+    "reference": 0,
+    "fallbacks": 0,
+    "checks": 1,
+    "grid": 1,
+    "ops": 2,
+    "batching": 2,
+    "autograd": 3,
+    "functional": 4,
+    "layers": 5,
+    "diagnostics": 5,
+    "__init__": 6,
+    "info": 6,
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules of this package that a file imports, outside of functions' late imports."""
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("kan_kernels"):
+            raise AssertionError(f"{file.name}: import relatively, not from {node.module}")
+    return names
+
+
+def test_every_file_has_a_floor():
+    assert {file.stem for file in PACKAGE.glob("*.py")} == set(FLOORS)
+
+
+def test_floors_only_look_down():
+    for file in PACKAGE.glob("*.py"):
+        for name in imported_modules(file):
+            assert FLOORS[name] < FLOORS[file.stem], f"{file.name} (floor {FLOORS[file.stem]}) imports {name}"
+
+
+def test_kernels_never_see_torch():
+    """csrc: the loops are torch-free, and no instruction set leaks into a shared header."""
+    csrc = PACKAGE.parent / "csrc"
+    files = sorted(csrc.glob("*"))
+    assert files
+    for file in files:
+        if file.suffix == ".inl" or file.name.startswith(("kernels_", "problem", "scratch")):
+            assert "torch" not in file.read_text().replace("torch's", ""), file.name
+
+
+def test_public_names_are_documented():
+    """Every public name and method has a docstring; `kan_linear` and `KANLinear` name what they raise and an equivalent."""
+    for name in kk.__all__:
+        public = getattr(kk, name)
+        assert inspect.getdoc(public), name
+        if inspect.isclass(public):
+            for method, value in vars(public).items():
+                if callable(value) and not method.startswith("_"):
+                    assert inspect.getdoc(getattr(public, method)), f"{name}.{method}"
+    for public in (kk.kan_linear, kk.KANLinear):
+        text = inspect.getdoc(public)
+        assert "Raises:" in text
+        assert "Equivalent to" in text

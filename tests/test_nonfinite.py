@@ -1,0 +1,75 @@
+"""NaN and infinities in x flow through as in the reference and never index memory (also run under AddressSanitizer)."""
+
+import pytest
+import torch
+from cases import Case, make
+
+from kan_kernels import ops, reference
+
+NAN, INF = float("nan"), float("inf")
+# 1e30: larger values overflow inside the reference's own quotients.
+VALUES = [NAN, INF, -INF, 1e30, -1e30, 1e-45, -0.0, 1.0, -1.0]
+CASES = [
+    Case(37, 3, 5, K=1),
+    Case(37, 3, 5, K=3, knots="adaptive"),
+    Case(37, 3, 64, K=5, scaled=True),
+    Case(37, 2, 5, K=0),
+    Case(37, 2, 5, K=7),
+    Case(37, 3, 5, G=100, knots="adaptive", weighted=True),
+]
+
+
+def same(value: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal up to rounding, NaN where NaN is expected and nowhere else."""
+    largest = torch.cat([expected.nan_to_num(0, 0, 0).abs().flatten(), expected.new_zeros(1)]).max().item()
+    torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_the_reference(instruction_set, case, dtype, order):
+    t = make(case, dtype)
+    for k, value in enumerate(VALUES):
+        t.x[3 * k, k % case.I] = value
+    calls = {
+        "spline_forward": (t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, "silu", order),
+        "spline_backward_input": (t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", order),
+        "spline_backward_coef": (t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, "silu", order, True, case.scaled, True),
+    }
+    for name, arguments in calls.items():
+        values, expected = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
+        for value, truth in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (values, expected)), strict=True):
+            if case.K == 0 and name == "spline_backward_input":
+                # The splines are finite at infinity for K = 0 alone, and b(inf) (sum) is inf where the kernel's
+                # sum of b(inf) (terms) has infinities of both signs.
+                value, truth = (v.nan_to_num(NAN, NAN, NAN) for v in (value, truth))
+            same(value, truth)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
+def test_only_its_own_row_is_lost(bad):
+    """One bad input spoils its row of the output and its feature's gradient, nothing else."""
+    t = make(Case(37, 3, 5, points="inside"), torch.float32)
+    clean = ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    t.x[4, 1] = bad
+    y = ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    assert y[4].isnan().all()
+    rest = torch.arange(37) != 4
+    assert torch.equal(y[rest], clean[rest])
+    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, True)
+    assert gradient[1].isnan().all()
+    assert gradient[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("knots", [[NAN] * 12, [INF] * 12, [-INF, INF] * 6, [0.0] * 12, list(range(12))[::-1]], ids=str)
+def test_any_knots_are_safe(instruction_set, knots):
+    """Knots are not checked on every call: whatever they hold, nothing is read out of range."""
+    t = make(Case(37, 3, 5), torch.float32)
+    grid = torch.tensor(knots, dtype=torch.float32).expand(3, -1)
+    for k, value in enumerate(VALUES):
+        t.x[3 * k, k % 3] = value
+    y = ops.spline_forward(t.x, None, t.coef, None, grid, t.base_weight, "silu", 0)
+    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, grid, 3, "silu", 0, True, False, True)
+    assert y.shape == (37, 5)
+    assert gradient.shape == (3, 8, 5)

@@ -1,0 +1,72 @@
+"""The same bits for 1, 2 and 7 threads, from call to call, and from several Python threads at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from cases import Case, make
+
+from kan_kernels import ops
+
+CASES = [
+    Case(2000, 33, 65, weighted=True),
+    Case(20000, 1, 64),
+    Case(20000, 2, 5, K=2, knots="adaptive", scaled=True),
+    Case(5000, 9, 31, G=50),
+    Case(1, 256, 256, scaled=True),
+]
+
+
+@pytest.fixture
+def thread_count():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(case: Case, t) -> list[torch.Tensor]:
+    needs = (True, case.scaled, True)
+    return [
+        ops.spline_forward(t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, "silu", 0),
+        ops.spline_backward_input(t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", 1),
+        *ops.spline_backward_coef(t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, "silu", 0, *needs),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_do_not_depend_on_threads(instruction_set, thread_count, case, dtype):
+    t = make(case, dtype)
+    thread_count(1)
+    alone = results(case, t)
+    for threads in (2, 7, 1):
+        thread_count(threads)
+        for value, expected in zip(results(case, t), alone, strict=True):
+            assert torch.equal(value, expected), threads
+
+
+def test_concurrent_calls():
+    """Different problems in four Python threads at once, each as alone."""
+    cases = [Case(300, 9, 31, K=K, scaled=True) for K in (1, 2, 3, 7)]
+    problems = [(case, make(case, torch.float32)) for case in cases]
+    alone = [results(*problem) for problem in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for values, expected in zip(pool.map(lambda p: results(*p), problems), alone, strict=True):
+                assert all(map(torch.equal, values, expected))
+
+
+def test_memory_does_not_grow():
+    """A loop of steps of changing sizes keeps no memory from one to the next."""
+    import resource
+
+    def step(k):
+        t = make(Case(64 + k % 3, 64, 32 + k % 5, scaled=True), torch.float32)
+        results(Case(64, 64, 32, scaled=True), t)
+
+    for k in range(60):
+        step(k)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for k in range(600):
+        step(k)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # kilobytes; a step handles some 500

@@ -1,0 +1,143 @@
+"""torch.func, vmap, forward mode, torch.compile, opcheck: the layer under every transform gives its plain values."""
+
+import pytest
+import torch
+from cases import Case, make
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import kan_kernels as kk
+from kan_kernels import ops
+
+CASE = Case(7, 3, 5, scaled=True, knots="adaptive")
+
+
+@pytest.fixture
+def t():
+    return make(CASE, torch.float64)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return kk.KAN([3, 5, 2], dtype=torch.float64)
+
+
+def reference_of(function, *arguments):
+    with kk.use_backend("reference"):
+        return function(*arguments)
+
+
+def close(value, expected):
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_grad_jacobian_hessian(net, t):
+    """Reverse over reverse, forward over reverse, forward alone."""
+    x = t.x[0]
+    for transform in (grad, hessian, jacrev, jacfwd, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacfwd(f))):
+        function = transform(lambda v: net(v).square().sum())
+        close(function(x), reference_of(function, x))
+
+
+def test_jvp_in_everything(t):
+    """The tangent of every argument at once."""
+    primals = (t.x, t.coef, t.base_weight, t.scaler)
+    tangents = tuple(torch.randn_like(p) for p in primals)
+
+    def function(x, coef, base_weight, scaler):
+        return kk.kan_linear(x, coef, t.grid, base_weight, scaler=scaler)
+
+    value, tangent = jvp(function, primals, tangents)
+    expected_value, expected_tangent = reference_of(jvp, function, primals, tangents)
+    close(value, expected_value)
+    close(tangent, expected_tangent)
+    for k in range(4):
+        alone = tuple(v if j == k else torch.zeros_like(v) for j, v in enumerate(tangents))
+        close(jvp(function, primals, alone)[1], reference_of(jvp, function, primals, alone)[1])
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (None, 2), (0, 0)], ids=str)
+def test_vmap(t, in_dims):
+    """Batched inputs, batched parameters, both, along any dimension."""
+    x = torch.randn(4, 7, 3, dtype=torch.float64) if in_dims[0] is not None else t.x
+    coef = torch.randn(4, *t.coef.shape, dtype=torch.float64) if in_dims[1] is not None else t.coef
+    x = x if in_dims[0] is None else x.movedim(0, in_dims[0])
+    coef = coef if in_dims[1] is None else coef.movedim(0, in_dims[1])
+
+    def function(x, coef):
+        return kk.kan_linear(x, coef, t.grid, t.base_weight, scaler=t.scaler)
+
+    batched = vmap(function, in_dims=in_dims)
+    expected = torch.stack(
+        [
+            function(
+                x if in_dims[0] is None else x.select(in_dims[0], k),
+                coef if in_dims[1] is None else coef.select(in_dims[1], k),
+            )
+            for k in range(4)
+        ]
+    )
+    close(batched(x, coef), expected)
+
+
+def test_per_sample_gradients(net, t):
+    """vmap(grad) over samples, of the parameters and of the inputs."""
+    parameters = dict(net.named_parameters())
+
+    def loss(parameters, x):
+        return functional_call(net, parameters, (x.unsqueeze(0),)).square().sum()
+
+    for argument in (0, 1):
+        per_sample = vmap(grad(loss, argnums=argument), in_dims=(None, 0))(parameters, t.x)
+        for k in range(len(t.x)):
+            alone = grad(loss, argnums=argument)(parameters, t.x[k])
+            if argument == 1:
+                close(per_sample[k], alone)
+            else:
+                for name, value in alone.items():
+                    close(per_sample[name][k], value)
+
+
+def test_vmap_of_hessian(net, t):
+    """Two derivatives under a batch."""
+    value = vmap(hessian(lambda x: net(x).sum()))(t.x)
+    for k in range(len(t.x)):
+        close(value[k], hessian(lambda x: net(x).sum())(t.x[k]))
+
+
+def test_vmap_over_an_ensemble(net, t):
+    """functional_call with stacked parameters."""
+    nets = [kk.KAN([3, 5, 2], dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    together = vmap(lambda p, b: functional_call(net, (p, b), (t.x,)))(parameters, buffers)
+    for k, member in enumerate(nets):
+        close(together[k], member(t.x))
+
+
+def test_compile(net):
+    """fullgraph, values and gradients, with another batch size."""
+    torch.use_deterministic_algorithms(False)
+    compiled = torch.compile(net, fullgraph=True)
+    for rows in (7, 33):
+        x = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True)
+        values = [x, *net.parameters()]
+        y = compiled(x)
+        expected = net(x)
+        close(y, expected)
+        for value, truth in zip(
+            torch.autograd.grad(y.sum(), values), torch.autograd.grad(expected.sum(), values), strict=True
+        ):
+            close(value, truth)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_opcheck(weighted):
+    """Schemas, fake tensors and tracing of the three operators."""
+    t = make(Case(7, 3, 5, scaled=True, weighted=weighted), torch.float32)
+    base = t.base_weight if weighted else None
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(ops.spline_forward, (t.x, t.w, t.coef, t.scaler, t.grid, base, "silu", 1), test_utils=tests)
+    torch.library.opcheck(ops.spline_backward_input, (t.x, t.g, t.coef, None, t.grid, base, "identity", 0), test_utils=tests)
+    for needs in [(True, True, True), (False, True, False), (True, False, False)]:
+        arguments = (t.x, t.w, t.g, t.coef, t.scaler, t.grid, 3, "silu", 0, *needs)
+        torch.library.opcheck(ops.spline_backward_coef, arguments, test_utils=tests)
