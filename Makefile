@@ -31,7 +31,9 @@ lint: $(EXTENSION)
 
 bench: $(EXTENSION)
 	$(BIN)/python bench/run.py $(ARGS)
-	$(BIN)/python -m pytest bench/operators.py --benchmark-group-by=param:case $(ARGS)
+	$(BIN)/python bench/table.py --write README.md
+	$(BIN)/python bench/plot.py
+	$(BIN)/python -m pytest bench/operators.py
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

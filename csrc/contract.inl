@@ -24,16 +24,15 @@ struct Evaluated {
   int features, live;
 };
 
-// y[b, tile] += sum over the chunk's features of values x coefficients.
+// y[b, tile] += sum over the chunk's features of values x coefficients. A chunk is summed by itself before it is added, so that
+// rounding errors grow with the chunk and the number of chunks, not with their product.
 template <class C, int LIVE, int R, int Q>
 void forward_tile(const Evaluated<C>& e, const CoefTile<C>& tile, int row_count, C* y, int64_t y_stride) {
   constexpr int lanes = Simd<C>::lanes;
   const int live = LIVE >= 0 ? LIVE : e.live;
   const int64_t next_row = tile.row_stride;
   for (int b = 0; b < row_count; b += Q) {
-    V<C> sum[Q][R];
-    for (int q = 0; q < Q; ++q)
-      for (int r = 0; r < R; ++r) sum[q][r] = load(y + (b + q) * y_stride + r * lanes);
+    V<C> sum[Q][R] = {};
     const C* value = e.values + b;
     const C* coef = tile.coef;
     const C* base = tile.base;
@@ -58,7 +57,10 @@ void forward_tile(const Evaluated<C>& e, const CoefTile<C>& tile, int row_count,
       coef += tile.feature_stride;
     }
     for (int q = 0; q < Q; ++q)
-      for (int r = 0; r < R; ++r) store<C>(y + (b + q) * y_stride + r * lanes, sum[q][r]);
+      for (int r = 0; r < R; ++r) {
+        C* to = y + (b + q) * y_stride + r * lanes;
+        store<C>(to, load(to) + sum[q][r]);
+      }
   }
 }
 
@@ -131,19 +133,16 @@ struct Buckets {
 };
 
 // gradient[m, tile] += sum over the rows of values x g, for one feature; base_gradient likewise. A bucket's live rows of
-// the gradient stay in registers while its inputs pass: no scatter, and one order of summation.
+// the gradient stay in registers while its inputs pass: no scatter, and one order of summation. As in forward_tile, what a
+// block adds is summed by itself first.
 template <class C, int LIVE, int R>
 void backward_coef_tile(const C* values, int64_t stride, const Buckets& buckets, const C* g, int64_t g_stride,
                         C* gradient, int64_t gradient_stride, C* base_gradient) {
   constexpr int lanes = Simd<C>::lanes;
-  V<C> base[R];
-  for (int r = 0; r < R; ++r) base[r] = load(base_gradient + r * lanes);
+  V<C> base[R] = {};
   for (int m = 0; m < buckets.count; ++m) {
     if (buckets.start[m] == buckets.start[m + 1]) continue;
-    V<C> sum[LIVE > 0 ? LIVE : 1][R];
-    C* rows = gradient + m * gradient_stride;
-    for (int k = 0; k < LIVE; ++k)
-      for (int r = 0; r < R; ++r) sum[k][r] = load(rows + k * gradient_stride + r * lanes);
+    V<C> sum[LIVE > 0 ? LIVE : 1][R] = {};
     for (int position = buckets.start[m]; position < buckets.start[m + 1]; ++position) {
       const int32_t b = buckets.order[position];
       const C* value = values + b;
@@ -158,9 +157,12 @@ void backward_coef_tile(const C* values, int64_t stride, const Buckets& buckets,
       for (int r = 0; r < R; ++r) base[r] += factor * gv[r];
     }
     for (int k = 0; k < LIVE; ++k)
-      for (int r = 0; r < R; ++r) store<C>(rows + k * gradient_stride + r * lanes, sum[k][r]);
+      for (int r = 0; r < R; ++r) {
+        C* to = gradient + (m + k) * gradient_stride + r * lanes;
+        store<C>(to, load(to) + sum[k][r]);
+      }
   }
-  for (int r = 0; r < R; ++r) store<C>(base_gradient + r * lanes, base[r]);
+  for (int r = 0; r < R; ++r) store<C>(base_gradient + r * lanes, load(base_gradient + r * lanes) + base[r]);
 }
 
 // The same for a degree without a specialisation: the gradient's rows live in L1 instead of registers.

@@ -1,0 +1,157 @@
+"""What a KAN layer is timed against: for a case, callables that compute its forward and one training step, float32.
+
+A training step is the forward and, given dloss/dy = g, the gradients of x and of all parameters; no optimizer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from cases import Case, Tensors
+from torch import Tensor
+from torch.nn import functional as F
+
+import kan_kernels as kk
+from kan_kernels import reference
+
+PYKAN_BYTES = 2e9  # pykan keeps at least three (N, I, O) tensors; more than this is not worth the wait
+
+
+class Unavailable(Exception):
+    """Why a baseline cannot be timed here."""
+
+
+class Baseline(Protocol):
+    """Something to time."""
+
+    name: str
+
+    def forward(self) -> Tensor: ...
+
+    def step(self) -> Sequence[Tensor]: ...
+
+
+@dataclass
+class Layer:
+    """A layer that autograd differentiates."""
+
+    name: str
+    compute: Callable[[], Tensor]
+    leaves: Sequence[Tensor]  # x and the parameters
+    g: Tensor  # (N, O)
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.compute()
+
+    def step(self) -> Sequence[Tensor]:
+        return torch.autograd.grad(self.compute(), self.leaves, self.g)
+
+
+@dataclass
+class Products:
+    """The three matrix products of a linear layer's step, without autograd around them."""
+
+    name: str
+    products: Sequence[Callable[[], Tensor]]  # y, the gradient of x, the gradient of the weight
+
+    def forward(self) -> Tensor:
+        return self.products[0]()
+
+    def step(self) -> Sequence[Tensor]:
+        return [product() for product in self.products]
+
+
+def _kan_layer(name: str, function: Callable[..., Tensor], t: Tensors) -> Layer:
+    leaves = [leaf.detach().requires_grad_() for leaf in (t.x, t.coef, t.base_weight) if leaf is not None]
+    x, coef, *base_weight = leaves
+    return Layer(name, lambda: function(x, coef, t.grid, *base_weight), leaves, t.g)
+
+
+def kan_kernels(name: str, case: Case, t: Tensors) -> Layer:
+    return _kan_layer(name, kk.kan_linear, t)
+
+
+def plain(name: str, case: Case, t: Tensors) -> Layer:
+    """Dense bases times a matrix under plain autograd: efficient-kan's formulation."""
+    return _kan_layer(name, reference.kan_linear, t)
+
+
+def compiled(name: str, case: Case, t: Tensors) -> Layer:
+    # From the second shape on torch would compile for any size, and after eight shapes no more.
+    torch.compiler.reset()
+    return _kan_layer(name, torch.compile(reference.kan_linear, dynamic=False), t)
+
+
+def pykan(name: str, case: Case, t: Tensors) -> Layer:
+    """pykan's KANLayer on the case's own knots and coefficients, computing the same function."""
+    try:
+        import kan
+    except ImportError as error:
+        raise Unavailable(f"not installed: {error}") from error
+    size = 3 * 4 * case.N * case.I * case.O
+    if size > PYKAN_BYTES:
+        raise Unavailable(f"its (N, I, O) tensors would take {size / 1e9:.1f} GB")
+    # Its constructor solves a least-squares problem per edge: build one edge, then give it all of them.
+    layer = kan.KANLayer(in_dim=1, out_dim=1, num=case.G, k=case.K)
+    layer.in_dim, layer.out_dim = case.I, case.O
+    constants = {"grid": t.grid, "mask": torch.ones(case.I, case.O)}
+    trained = {
+        "coef": t.coef.permute(0, 2, 1).contiguous(),
+        "scale_base": t.base_weight,
+        "scale_sp": torch.ones(case.I, case.O),
+    }
+    for key, value in (constants | trained).items():
+        setattr(layer, key, torch.nn.Parameter(value, requires_grad=key in trained))
+    x = t.x.detach().requires_grad_()
+    return Layer(name, lambda: layer(x)[0], [x, *(getattr(layer, key) for key in trained)], t.g)
+
+
+def _linear_operands(case: Case) -> tuple[Tensor, Tensor]:
+    """x and weight of the linear layer with as many parameters."""
+    features = case.I * (case.M + 1)
+    return torch.randn(case.N, features), torch.randn(case.O, features)
+
+
+def linear(name: str, case: Case, t: Tensors) -> Layer:
+    x, weight = _linear_operands(case)
+    layer = torch.nn.Linear(x.shape[1], case.O, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    x.requires_grad_()
+    return Layer(name, lambda: layer(x), [x, layer.weight], t.g)
+
+
+def torch_products(name: str, case: Case, t: Tensors) -> Products:
+    (x, weight), g = _linear_operands(case), t.g
+    return Products(name, [lambda: F.linear(x, weight), lambda: g @ weight, lambda: g.t() @ x])
+
+
+def onednn_products(name: str, case: Case, t: Tensors) -> Products:
+    """oneDNN's product is a @ b.T: operands it needs transposed are transposed here, outside of the timing."""
+    if not torch.backends.mkldnn.is_available():
+        raise Unavailable("torch was built without oneDNN")
+    (x, weight), g = _linear_operands(case), t.g
+    x_t, weight_t, g_t = (operand.t().contiguous() for operand in (x, weight, g))
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+    return Products(name, [lambda: product(x, weight), lambda: product(g, weight_t), lambda: product(g_t, x_t)])
+
+
+BASELINES: dict[str, Callable[[str, Case, Tensors], Baseline]] = {
+    "kan_kernels": kan_kernels,
+    "reference": plain,
+    "reference + torch.compile": compiled,
+    "nn.Linear": linear,
+    "three GEMMs, torch": torch_products,
+    "three GEMMs, oneDNN": onednn_products,
+    "pykan": pykan,
+}
+
+
+def build(name: str, case: Case, t: Tensors) -> Baseline:
+    """The baseline of that name on the case's tensors. Raises Unavailable with the reason."""
+    return BASELINES[name](name, case, t)

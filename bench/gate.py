@@ -1,0 +1,45 @@
+"""The correctness gate: no timing is printed for wrong results."""
+
+from collections.abc import Callable
+
+import torch
+from cases import Case, Tensors, make
+from torch import Tensor
+
+import kan_kernels as kk
+from kan_kernels import reference
+
+REFERENCE_BASES = 8_000_000  # N I M, up to which the float64 reference is quick and fits in memory
+ROWS = 256  # of a case beyond that
+
+
+def check(name: str, case: Case) -> None:
+    """Exit unless kan_kernels' float32 forward and gradients are as good as the reference's.
+
+    The twice-rule: the error against the float64 reference is at most twice the float32 reference's error, plus rounding of
+    the largest value.
+    """
+    t = make(case, torch.float32)
+    if case.N * case.I * case.M > REFERENCE_BASES:
+        t.x, t.g = t.x[:ROWS], t.g[:ROWS]
+    ours = _results(kk.kan_linear, t)
+    same_dtype = _results(reference.kan_linear, t)
+    exact = _results(reference.kan_linear, t.to(torch.float64))
+    rounding = torch.finfo(torch.float32).eps
+    for what, truth in exact.items():
+        error = _largest(ours[what] - truth)
+        allowed = 2 * _largest(same_dtype[what] - truth) + rounding * _largest(truth)
+        if not error <= allowed:  # also when it is NaN
+            raise SystemExit(f"{name}: {what} is wrong by {error:.2e}, allowed are {allowed:.2e}: not timed")
+
+
+def _results(function: Callable[..., Tensor], t: Tensors) -> dict[str, Tensor]:
+    inputs = {"x": t.x, "coef": t.coef, "base_weight": t.base_weight}
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items() if value is not None}
+    y = function(leaves["x"], leaves["coef"], t.grid, leaves.get("base_weight"))
+    gradients = torch.autograd.grad(y, list(leaves.values()), t.g)
+    return {"y": y.detach()} | {f"grad of {name}": grad for name, grad in zip(leaves, gradients, strict=True)}
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item()

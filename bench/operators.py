@@ -1,0 +1,33 @@
+"""Micro-benchmarks of the three operators: `python -m pytest bench/operators.py [--benchmark-group-by=param:case]`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import BENCH_CASES, Case, Tensors, make
+
+from kan_kernels import ops
+
+
+def spline_forward(case: Case, t: Tensors) -> object:
+    return ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+
+
+def spline_backward_input(case: Case, t: Tensors) -> object:
+    """The gradient of x, so the bases' first derivative."""
+    return ops.spline_backward_input(t.x, t.g, t.coef, None, t.grid, t.base_weight, "silu", 1)
+
+
+def spline_backward_coef(case: Case, t: Tensors) -> object:
+    return ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, case.K, "silu", 0, True, False, True)
+
+
+OPERATORS = (spline_forward, spline_backward_input, spline_backward_coef)
+
+
+@pytest.mark.benchmark(max_time=0.3, warmup=True, warmup_iterations=3)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
+@pytest.mark.parametrize("case", BENCH_CASES)
+def test_operator(benchmark: Callable[..., object], case: str, operator: Callable[[Case, Tensors], object]) -> None:
+    problem = BENCH_CASES[case]
+    benchmark(operator, problem, make(problem, torch.float32))

@@ -1,0 +1,47 @@
+"""Alternating medians: on a noisy machine all contenders meet the same noise."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+SAMPLE_SECONDS = 0.005  # a sample repeats a quick call until it is this long
+FEWEST_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call."""
+
+    median: float
+    min: float
+    samples: int
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, Timing]:
+    """Sample the calls in turn, A B C A B C ..., for `rounds` rounds.
+
+    A call that has used up `budget` seconds sits out the remaining rounds, once it has a median to speak of.
+    """
+    repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / _warm_up(call))) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken = samples[name]
+            if len(taken) < FEWEST_SAMPLES or sum(taken) * repeats[name] < budget:
+                taken.append(_seconds(call, repeats[name]))
+    return {name: Timing(statistics.median(taken), min(taken), len(taken)) for name, taken in samples.items()}
+
+
+def _warm_up(call: Callable[[], object]) -> float:
+    """Call twice, the first time to compile and to allocate; the second call's seconds."""
+    call()
+    return _seconds(call, 1)
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
