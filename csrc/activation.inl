@@ -73,7 +73,7 @@ struct BaseActivation {
   V<C> operator()(V<C> x) const {
     if (kind == Activation::identity) return order == 0 ? x : broadcast<C>(order == 1 ? C(1) : C(0));
     const V<C> e = exp_of_minus_abs(x);
-    const V<C> larger = C(1) / (C(1) + e);
+    const V<C> larger = reciprocal(C(1) + e);
     const V<C> smaller = e * larger;
     const V<C> s = x >= 0 ? larger : smaller;
     if (order == 0) return x * s;

@@ -1,5 +1,6 @@
 // The operators: cut the work, pack operands, evaluate, contract, write. Included by kernels.inl inside its namespace.
 
+constexpr int kSubBlock = 64;  // rows evaluated together
 constexpr int kRowMultiple = 16;  // blocks are padded to it: a multiple of every vector length and of every Q
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -96,16 +97,20 @@ struct Layer {
       : problem(p), tables(p), activation(p.activation, p.derivative), live(tables.live),
         spline_rows(live > 0 ? p.G + p.K : 0), vectors(divide_up(p.O, lanes)), padded_outputs(vectors * lanes) {
     if (live == 0) return;
-    run_parallel(parallel_for, p.I, (tables.intervals + 1) * (p.K + 1) * 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) tables.prepare(p, i);
+    run_parallel(parallel_for, p.I, tables.intervals, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) tables.read_knots(p, i);
+    });
+    tables.share_tables();
+    run_parallel(parallel_for, p.I, tables.intervals * (p.K + 1) * 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) tables.tabulate(i);
     });
   }
 
-  // Rows evaluated and contracted together. Large grids want more, to reuse a feature's coefficients while they are in L1;
-  // small batches fewer, so that there are blocks for several threads.
+  // Rows of a block, contracted in sub-blocks of kSubBlock. Large grids want many, to reuse a feature's coefficients while they
+  // are in L1; small batches few, so that there are blocks for several threads.
   int64_t block_rows() const {
-    if (problem.G > 32 && problem.N >= 2048) return 256;
-    int64_t rows = 64;
+    if (problem.G > 32 && problem.N >= 2048) return 4 * kSubBlock;
+    int64_t rows = kSubBlock;
     while (rows > kRowMultiple && problem.N < 8 * rows) rows /= 2;
     return rows;
   }
@@ -114,61 +119,76 @@ struct Layer {
   int64_t work_per_input() const { return 16 + (live + 1) * vectors; }
 
   // Features evaluated together: their coefficients of one tile and their values share L1.
-  int64_t chunk_features(int64_t rows, int tile_vectors) const {
+  int64_t chunk_features(int tile_vectors) const {
     const int64_t coef_bytes = (spline_rows + 1) * tile_vectors * KAN_VECTOR_BYTES;
-    const int64_t value_bytes = (live + 2) * rows * int64_t(sizeof(C));
+    const int64_t value_bytes = (live + 2) * kSubBlock * int64_t(sizeof(C));
     return smaller(problem.I, at_least_one(smaller(24576 / coef_bytes, 20480 / value_bytes)));
   }
 };
 
-// Inputs of a chunk of features, transposed to (feature, row), and their evaluation.
-template <class C>
+// Inputs of a chunk of features, transposed to (feature, row), and their evaluation; at most STRIDE rows.
+template <class C, int STRIDE>
 struct EvaluationScratch {
-  int64_t stride;
-  int live;
-  Buffer<C> x, w, values, u;
-  Buffer<int32_t> rows, interval;
+  const Layer<C>& layer;
+  const int live;
+  Buffer<C> x, w, values;
+  Buffer<int32_t> rows;
+  int64_t first_feature = 0;
+  int count = 0;  // of rows, padded
 
-  EvaluationScratch(const Layer<C>& layer, int64_t features, int64_t stride_)
-      : stride(stride_), live(layer.live), x(features * stride), w(features * stride), values(features * (live + 1) * stride),
-        u(stride), rows(features * stride), interval(stride) {}
+  // Reads `read_features` at a time and keeps the evaluation of `evaluated_features`.
+  EvaluationScratch(const Layer<C>& layer_, int64_t read_features, int64_t evaluated_features)
+      : layer(layer_), live(layer.live), x(read_features * STRIDE), w(read_features * STRIDE),
+        values(evaluated_features * (live + 1) * STRIDE), rows(evaluated_features * STRIDE) {}
 
-  // Row b of feature f of the block is x[first_row + b, first_feature + f]; padding is 0.
-  void read(const Problem& p, const Operand& source, Buffer<C>& destination, int64_t first_row, int64_t row_count,
-            int64_t first_feature, int64_t features) {
-    with_storage(p.storage, [&](auto tag) {
-      const auto* from = static_cast<const decltype(tag)*>(source.data) + first_feature * source.stride[1];
-      for (int64_t b = 0; b < row_count; ++b)
-        for (int64_t f = 0; f < features; ++f)
-          destination[f * stride + b] = widen<C>(from[(first_row + b) * source.stride[0] + f * source.stride[1]]);
-    });
-    for (int64_t f = 0; f < features; ++f)
-      for (int64_t b = row_count; b < stride; ++b) destination[f * stride + b] = C(0);
+  void read(int64_t first_row, int64_t row_count, int64_t first_feature_, int64_t features) {
+    first_feature = first_feature_;
+    count = int(divide_up(row_count, kRowMultiple) * kRowMultiple);
+    read_operand(layer.problem.x, x, first_row, row_count, features);
+    if (layer.problem.w.data != nullptr) read_operand(layer.problem.w, w, first_row, row_count, features);
   }
 
-  Evaluated<C> evaluate(const Layer<C>& layer, int64_t first_row, int64_t row_count, int64_t first_feature,
-                        int64_t features) {
-    const Problem& p = layer.problem;
-    const bool weighted = p.w.data != nullptr;
-    read(p, p.x, x, first_row, row_count, first_feature, features);
-    if (weighted) read(p, p.w, w, first_row, row_count, first_feature, features);
-    const int count = int(divide_up(row_count, kRowMultiple) * kRowMultiple);
+  // The evaluation of the features from..from + features of those read.
+  Evaluated<C, STRIDE> evaluate(int64_t from, int64_t features) {
     for (int64_t f = 0; f < features; ++f) {
-      const C* points = &x[f * stride];
-      const C* weights = weighted ? &w[f * stride] : nullptr;
-      C* destination = &values[f * (live + 1) * stride];
-      evaluate_spline(layer.tables, first_feature + f, points, weights, count, destination, &rows[f * stride]);
-      C* base = destination + live * stride;
+      const C* points = &x[(from + f) * STRIDE];
+      const C* weights = layer.problem.w.data != nullptr ? &w[(from + f) * STRIDE] : nullptr;
+      C* destination = &values[f * (live + 1) * STRIDE];
+      evaluate_spline(layer.tables, layer.tables.table_of[first_feature + from + f], points, weights, destination, &rows[f * STRIDE]);
+      C* base = destination + live * STRIDE;
       for (int b = 0; b < count; b += Simd<C>::lanes) {
         const V<C> value = layer.activation(load(points + b));
-        store<C>(base + b, weighted ? value * load(weights + b) : value);
+        store<C>(base + b, weights != nullptr ? value * load(weights + b) : value);
       }
     }
-    return {values.data, rows.data, stride, int(features), live};
+    return {values.data, rows.data, int(features), live};
+  }
+
+  bool is_finite(int64_t feature) const {
+    Index<C> bad = {};
+    for (int b = 0; b < count; b += Simd<C>::lanes) {
+      const V<C> points = load(&x[feature * STRIDE + b]);
+      bad |= (Index<C>)(points - points != V<C>{});
+    }
+    bool finite = true;
+    for (int lane = 0; lane < Simd<C>::lanes; ++lane) finite &= bad[lane] == 0;
+    return finite;
   }
 
  private:
-  void evaluate_spline(const KnotTables<C>& tables, int64_t i, const C* points, const C* weights, int count, C* destination,
+  // Row b of feature f is element (first_row + b, first_feature + f); padding is 0.
+  void read_operand(const Operand& source, Buffer<C>& destination, int64_t first_row, int64_t row_count, int64_t features) {
+    with_storage(layer.problem.storage, [&](auto tag) {
+      const auto* from = static_cast<const decltype(tag)*>(source.data) + first_feature * source.stride[1];
+      for (int64_t b = 0; b < row_count; ++b)
+        for (int64_t f = 0; f < features; ++f)
+          destination[f * STRIDE + b] = widen<C>(from[(first_row + b) * source.stride[0] + f * source.stride[1]]);
+    });
+    for (int64_t f = 0; f < features; ++f)
+      for (int64_t b = row_count; b < count; ++b) destination[f * STRIDE + b] = C(0);
+  }
+
+  void evaluate_spline(const KnotTables<C>& tables, int64_t i, const C* points, const C* weights, C* destination,
                        int32_t* row) {
     if (live == 0) {
       for (int b = 0; b < count; ++b) row[b] = 0;
@@ -176,14 +196,14 @@ struct EvaluationScratch {
     }
     switch (tables.specialised() ? tables.K : 0) {
 #define KAN_EVALUATE(K) \
-  case K: return evaluate_specialised<C, K>(tables, i, points, weights, count, destination, stride, row, u.data, interval.data)
+  case K: return evaluate_specialised<C, K>(tables, i, points, weights, count, destination, STRIDE, row)
       KAN_EVALUATE(1);
       KAN_EVALUATE(2);
       KAN_EVALUATE(3);
       KAN_EVALUATE(4);
       KAN_EVALUATE(5);
 #undef KAN_EVALUATE
-      default: return evaluate_general(tables, i, points, weights, count, destination, stride, row);
+      default: return evaluate_general(tables, i, points, weights, count, destination, STRIDE, row);
     }
   }
 };
@@ -241,66 +261,101 @@ struct Panels {
     });
   }
 
-  CoefTile<C> tile(const Tile& t, int64_t first_feature) const {
+  CoefInPlace<C> where_it_stands(const Tile& t, int64_t first_feature) const {
     const Problem& p = layer.problem;
-    const bool has_base = p.base_weight.data != nullptr;
-    if (in_place) {
-      const C* coef = static_cast<const C*>(p.coef.data) + first_feature * p.coef.stride[0] + t.first;
-      const C* base = static_cast<const C*>(p.base_weight.data);
-      if (has_base) base += first_feature * p.base_weight.stride[0] + t.first;
-      const C* scale = static_cast<const C*>(p.scaler.data);
-      if (scale != nullptr) scale += first_feature * p.scaler.stride[0] + t.first;
-      return {coef, p.coef.stride[0], p.coef.stride[1], base, p.base_weight.stride[0], scale, p.scaler.stride[0]};
-    }
+    const auto at = [&](const Operand& operand) {
+      const C* start = static_cast<const C*>(operand.data);
+      return start == nullptr ? nullptr : start + first_feature * operand.stride[0] + t.first;
+    };
+    return {at(p.coef), p.coef.stride[0], p.coef.stride[1], at(p.base_weight), p.base_weight.stride[0], at(p.scaler),
+            p.scaler.stride[0]};
+  }
+
+  CoefPanel<C> packed(const Tile& t, int64_t first_feature) const {
     const int64_t width = t.vectors * Layer<C>::lanes;
-    const C* coef = data.data + p.I * rows * t.first + first_feature * rows * width;
-    return {coef, rows * width, width, has_base ? coef + layer.spline_rows * width : nullptr, rows * width, nullptr, 0};
+    const C* start = data.data + layer.problem.I * rows * t.first + first_feature * rows * width;
+    return {start, rows, layer.problem.base_weight.data != nullptr ? start + layer.spline_rows * width : nullptr};
   }
 };
 
 constexpr int kWidestTile = 8;  // vectors; 8 sums of one row or 2 rows x 4 fill the pipeline and leave registers free
 
+// Calls f(tile) for the tiles that cover a row.
+template <class C, class F>
+void for_each_tile(const Layer<C>& layer, int widest, F f) {
+  for (int64_t done = 0; done < layer.vectors;) {
+    const Tile tile = next_tile(done, layer.vectors, widest, Layer<C>::lanes);
+    f(tile);
+    done += tile.vectors;
+  }
+}
+
+template <class C, int LIVE, int STRIDE>
+void forward_chunk(const Evaluated<C, STRIDE>& e, const Panels<C>& panels, int64_t first_feature, int rows, int padded, C* y,
+                   int64_t y_stride) {
+  for_each_tile(panels.layer, kWidestTile, [&](const Tile& tile) {
+    C* to = y + tile.first;
+    if (panels.in_place) {
+      const CoefInPlace<C> coef = panels.where_it_stands(tile, first_feature);
+      switch (tile.vectors) {
+        case 8: return forward_tile_in_place<C, LIVE, 8>(e, coef, rows, to, y_stride);
+        case 4: return forward_tile_in_place<C, LIVE, 4>(e, coef, rows, to, y_stride);
+        case 2: return forward_tile_in_place<C, LIVE, 2>(e, coef, rows, to, y_stride);
+        default: return forward_tile_in_place<C, LIVE, 1>(e, coef, rows, to, y_stride);
+      }
+    }
+    const CoefPanel<C> coef = panels.packed(tile, first_feature);
+    switch (tile.vectors) {
+      case 8: return forward_tile<C, LIVE, 8, 1>(e, coef, padded, to, y_stride);
+      case 4: return forward_tile<C, LIVE, 4, 2>(e, coef, padded, to, y_stride);
+      case 2: return forward_tile<C, LIVE, 2, 4>(e, coef, padded, to, y_stride);
+      default: return forward_tile<C, LIVE, 1, 4>(e, coef, padded, to, y_stride);
+    }
+  });
+}
+
 template <class C>
 void forward(const Problem& p, ParallelFor parallel_for) {
   const Layer<C> layer(p, parallel_for);
   const Panels<C> panels(layer, kWidestTile, true, parallel_for);
-  const int64_t block = layer.block_rows(), chunk = layer.chunk_features(block, int(smaller(layer.vectors, kWidestTile)));
-  const bool direct = is_stored_as<C>(p.storage) && p.O == layer.padded_outputs;
+  const int64_t block = layer.block_rows(), chunk = layer.chunk_features(int(smaller(layer.vectors, kWidestTile)));
+  const int64_t row_length = layer.padded_outputs;
+  const bool direct = is_stored_as<C>(p.storage) && p.O == row_length;
   run_parallel(parallel_for, divide_up(p.N, block), block * p.I * layer.work_per_input(), [&](int64_t begin, int64_t end) {
-    EvaluationScratch<C> scratch(layer, chunk, block);
-    Buffer<C> sums(block * layer.padded_outputs);
+    EvaluationScratch<C, kSubBlock> scratch(layer, chunk, chunk);
+    Buffer<C> sums(block * row_length);
     for (int64_t n0 = begin * block; n0 < smaller(end * block, p.N); n0 += block) {
-      const int64_t rows = smaller(block, p.N - n0);
-      const int padded = int(divide_up(rows, kRowMultiple) * kRowMultiple);
+      const int64_t rows = smaller(block, p.N - n0), padded = divide_up(rows, kRowMultiple) * kRowMultiple;
       const bool in_output = direct && rows == padded;
       C* y = in_output ? static_cast<C*>(p.y) + n0 * p.O : sums.data;
-      __builtin_memset(y, 0, size_t(padded * layer.padded_outputs) * sizeof(C));
-      for (int64_t i0 = 0; i0 < p.I; i0 += chunk) {
-        const Evaluated<C> e = scratch.evaluate(layer, n0, rows, i0, smaller(chunk, p.I - i0));
-        with_live_rows(layer.live, [&](auto live) {
-          constexpr int LIVE = decltype(live)::value;
-          for (int64_t done = 0; done < layer.vectors;) {
-            const Tile t = next_tile(done, layer.vectors, kWidestTile, Layer<C>::lanes);
-            const CoefTile<C> coef = panels.tile(t, i0);
-            C* to = y + t.first;
-            if (panels.in_place) {
-              switch (t.vectors) {
-                case 8: forward_tile_in_place<C, LIVE, 8>(e, coef, int(rows), to, layer.padded_outputs); break;
-                case 4: forward_tile_in_place<C, LIVE, 4>(e, coef, int(rows), to, layer.padded_outputs); break;
-                case 2: forward_tile_in_place<C, LIVE, 2>(e, coef, int(rows), to, layer.padded_outputs); break;
-                default: forward_tile_in_place<C, LIVE, 1>(e, coef, int(rows), to, layer.padded_outputs);
-              }
-            } else switch (t.vectors) {
-              case 8: forward_tile<C, LIVE, 8, 1>(e, coef, padded, to, layer.padded_outputs); break;
-              case 4: forward_tile<C, LIVE, 4, 2>(e, coef, padded, to, layer.padded_outputs); break;
-              case 2: forward_tile<C, LIVE, 2, 4>(e, coef, padded, to, layer.padded_outputs); break;
-              default: forward_tile<C, LIVE, 1, 4>(e, coef, padded, to, layer.padded_outputs);
-            }
-            done += t.vectors;
-          }
-        });
-      }
-      if (!in_output) write_rows(p.storage, y, layer.padded_outputs, rows, p.O, p.y, n0, p.O);
+      __builtin_memset(y, 0, size_t(padded * row_length) * sizeof(C));
+      for (int64_t i0 = 0; i0 < p.I; i0 += chunk)
+        for (int64_t b0 = 0; b0 < rows; b0 += kSubBlock) {
+          const int64_t count = smaller(kSubBlock, rows - b0);
+          const int64_t features = smaller(chunk, p.I - i0);
+          scratch.read(n0 + b0, count, i0, features);
+          const auto e = scratch.evaluate(0, features);
+          const int padded_count = int(smaller(kSubBlock, padded - b0));
+          with_live_rows(layer.live, [&](auto live) {
+            forward_chunk<C, decltype(live)::value>(e, panels, i0, int(count), padded_count, y + b0 * row_length, row_length);
+          });
+        }
+      if (!in_output) write_rows(p.storage, y, row_length, rows, p.O, p.y, n0, p.O);
+    }
+  });
+}
+
+template <class C, int LIVE, int STRIDE>
+void backward_input_chunk(const Evaluated<C, STRIDE>& e, const Panels<C>& panels, int64_t first_feature, int padded, const C* g,
+                          int64_t g_stride, C* result, int64_t result_stride) {
+  for_each_tile(panels.layer, kWidestTile, [&](const Tile& tile) {
+    const CoefPanel<C> coef = panels.packed(tile, first_feature);
+    const C* from = g + tile.first;
+    switch (tile.vectors) {
+      case 8: return backward_input_tile<C, LIVE, 8, 1>(e, coef, padded, from, g_stride, result, result_stride);
+      case 4: return backward_input_tile<C, LIVE, 4, 2>(e, coef, padded, from, g_stride, result, result_stride);
+      case 2: return backward_input_tile<C, LIVE, 2, 2>(e, coef, padded, from, g_stride, result, result_stride);
+      default: return backward_input_tile<C, LIVE, 1, 2>(e, coef, padded, from, g_stride, result, result_stride);
     }
   });
 }
@@ -309,55 +364,79 @@ template <class C>
 void backward_input(const Problem& p, ParallelFor parallel_for) {
   const Layer<C> layer(p, parallel_for);
   const Panels<C> panels(layer, kWidestTile, false, parallel_for);
-  const int64_t block = layer.block_rows(), chunk = layer.chunk_features(block, int(smaller(layer.vectors, kWidestTile)));
-  const bool direct = is_stored_as<C>(p.storage) && p.g.stride[1] == 1 && p.O == layer.padded_outputs;
+  const int64_t block = layer.block_rows(), chunk = layer.chunk_features(int(smaller(layer.vectors, kWidestTile)));
+  const int64_t row_length = layer.padded_outputs, result_length = divide_up(chunk, Layer<C>::lanes) * Layer<C>::lanes;
+  const bool direct = is_stored_as<C>(p.storage) && p.g.stride[1] == 1 && p.O == row_length;
   run_parallel(parallel_for, divide_up(p.N, block), block * p.I * layer.work_per_input(), [&](int64_t begin, int64_t end) {
-    EvaluationScratch<C> scratch(layer, chunk, block);
-    Buffer<C> packed(block * layer.padded_outputs), result(chunk * block);
+    EvaluationScratch<C, kSubBlock> scratch(layer, chunk, chunk);
+    Buffer<C> packed(block * row_length), result(kSubBlock * result_length);
     for (int64_t n0 = begin * block; n0 < smaller(end * block, p.N); n0 += block) {
-      const int64_t rows = smaller(block, p.N - n0);
-      const int padded = int(divide_up(rows, kRowMultiple) * kRowMultiple);
+      const int64_t rows = smaller(block, p.N - n0), padded = divide_up(rows, kRowMultiple) * kRowMultiple;
       const C* g = packed.data;
-      int64_t g_stride = layer.padded_outputs;
+      int64_t g_stride = row_length;
       if (direct && rows == padded) {
         g = static_cast<const C*>(p.g.data) + n0 * p.g.stride[0];
         g_stride = p.g.stride[0];
       } else {
-        pack_rows(p.storage, p.g, n0, rows, p.O, p.g.stride[0], p.g.stride[1], packed.data, layer.padded_outputs);
-        __builtin_memset(&packed[rows * layer.padded_outputs], 0, size_t((padded - rows) * layer.padded_outputs) * sizeof(C));
+        pack_rows(p.storage, p.g, n0, rows, p.O, p.g.stride[0], p.g.stride[1], packed.data, row_length);
+        __builtin_memset(&packed[rows * row_length], 0, size_t((padded - rows) * row_length) * sizeof(C));
       }
-      for (int64_t i0 = 0; i0 < p.I; i0 += chunk) {
-        const int64_t features = smaller(chunk, p.I - i0);
-        const Evaluated<C> e = scratch.evaluate(layer, n0, rows, i0, features);
-        __builtin_memset(result.data, 0, size_t(features * block) * sizeof(C));
-        with_live_rows(layer.live, [&](auto live) {
-          constexpr int LIVE = decltype(live)::value;
-          for (int64_t done = 0; done < layer.vectors;) {
-            const Tile t = next_tile(done, layer.vectors, kWidestTile, Layer<C>::lanes);
-            const CoefTile<C> coef = panels.tile(t, i0);
-            const C* from = g + t.first;
-            switch (t.vectors) {
-              case 8: backward_input_tile<C, LIVE, 8, 1>(e, coef, padded, from, g_stride, result.data); break;
-              case 4: backward_input_tile<C, LIVE, 4, 2>(e, coef, padded, from, g_stride, result.data); break;
-              case 2: backward_input_tile<C, LIVE, 2, 4>(e, coef, padded, from, g_stride, result.data); break;
-              default: backward_input_tile<C, LIVE, 1, 4>(e, coef, padded, from, g_stride, result.data);
+      for (int64_t i0 = 0; i0 < p.I; i0 += chunk)
+        for (int64_t b0 = 0; b0 < rows; b0 += kSubBlock) {
+          const int64_t count = smaller(kSubBlock, rows - b0), features = smaller(chunk, p.I - i0);
+          scratch.read(n0 + b0, count, i0, features);
+          const auto e = scratch.evaluate(0, features);
+          const int padded_count = int(smaller(kSubBlock, padded - b0));
+          __builtin_memset(result.data, 0, size_t(padded_count * result_length) * sizeof(C));
+          with_live_rows(layer.live, [&](auto live) {
+            backward_input_chunk<C, decltype(live)::value>(e, panels, i0, padded_count, g + b0 * g_stride, g_stride,
+                                                           result.data, result_length);
+          });
+          with_storage(p.storage, [&](auto tag) {
+            using S = decltype(tag);
+            for (int64_t b = 0; b < count; ++b) {
+              S* to = static_cast<S*>(p.input_gradient) + (n0 + b0 + b) * p.I + i0;
+              for (int64_t f = 0; f < features; ++f) to[f] = narrow<S>(result[b * result_length + f]);
             }
-            done += t.vectors;
-          }
-        });
-        with_storage(p.storage, [&](auto tag) {
-          using S = decltype(tag);
-          for (int64_t b = 0; b < rows; ++b)
-            for (int64_t f = 0; f < features; ++f)
-              static_cast<S*>(p.input_gradient)[(n0 + b) * p.I + i0 + f] = narrow<S>(result[f * block + b]);
-        });
-      }
+          });
+        }
     }
   });
 }
 
+#if KAN_VECTOR_BYTES == 64
+// Up to this many buckets the sort goes bucket by bucket, 16 rows at a time: a counter's increments would wait for each other.
+constexpr int kFewBuckets = 10;
+
+inline void sort_into_few_buckets(const int32_t* rows, int count, int buckets, int32_t* start, int32_t* order) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto members = [&](int b, int m) {
+    const __mmask16 valid = count - b >= 16 ? 0xffff : __mmask16((1u << (count - b)) - 1);
+    return _mm512_mask_cmpeq_epi32_mask(valid, _mm512_loadu_si512(rows + b), _mm512_set1_epi32(m));
+  };
+  int position = 0;
+  for (int m = 0; m < buckets; ++m) {
+    start[m] = position;
+    for (int b = 0; b < count; b += 16) {
+      const __mmask16 mask = members(b, m);
+      const __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32(b));
+      _mm512_storeu_si512(order + position, _mm512_maskz_compress_epi32(mask, index));
+      position += __builtin_popcount(mask);
+    }
+  }
+  start[buckets] = position;
+}
+#endif
+
 // Orders a feature's inputs by their first live row: a counting sort, stable, so that sums run in the order of the rows.
+// `order` has room for kRowMultiple more.
 inline Buckets sort_into_buckets(const int32_t* rows, int count, int buckets, int32_t* start, int32_t* order) {
+#if KAN_VECTOR_BYTES == 64
+  if (buckets <= kFewBuckets) {
+    sort_into_few_buckets(rows, count, buckets, start, order);
+    return {order, start, buckets};
+  }
+#endif
   for (int m = 0; m <= buckets; ++m) start[m] = 0;
   for (int b = 0; b < count; ++b) ++start[rows[b] + 1];
   for (int m = 0; m < buckets; ++m) start[m + 1] += start[m];
@@ -405,6 +484,9 @@ inline void write_zero_gradients(const Problem& p, int64_t i) {
   });
 }
 
+constexpr int kLargestCoefBlock = 2048;            // rows
+constexpr int kCoefStride = kLargestCoefBlock + 16;  // a row's values are then not all in one cache set
+
 template <class C>
 void backward_coef(const Problem& p, ParallelFor parallel_for) {
   const Layer<C> layer(p, parallel_for);
@@ -412,7 +494,7 @@ void backward_coef(const Problem& p, ParallelFor parallel_for) {
   const int bucket_count = layer.live > 0 ? int(p.G) : 1;
   // Enough rows at once to give a bucket some 16 of them.
   int64_t block = 256;
-  while (block < 2048 && block < 16 * p.G && block < p.N) block *= 2;
+  while (block < kLargestCoefBlock && block < 16 * p.G && block < p.N) block *= 2;
   const int64_t chunk =
       smaller(at_least_one(p.I / 8), at_least_one(smaller(16, 262144 / (feature_size * int64_t(sizeof(C))))));
   const int64_t chunks = divide_up(p.I, chunk);
@@ -425,9 +507,9 @@ void backward_coef(const Problem& p, ParallelFor parallel_for) {
   Buffer<uint8_t> not_finite(splits * p.I);
 
   run_parallel(parallel_for, chunks * splits, smaller(split_rows, p.N) * chunk * layer.work_per_input(), [&](int64_t begin, int64_t end) {
-    EvaluationScratch<C> scratch(layer, 1, block);
+    EvaluationScratch<C, kCoefStride> scratch(layer, chunk, 1);
     Buffer<C> packed(direct ? 0 : block * row_length);
-    Buffer<int32_t> start(bucket_count + 1), order(block);
+    Buffer<int32_t> start(bucket_count + 1), order(block + kRowMultiple);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t split = task / chunks, i0 = task % chunks * chunk, i1 = smaller(i0 + chunk, p.I);
       C* sums = &partial[(split * p.I + i0) * feature_size];
@@ -443,11 +525,10 @@ void backward_coef(const Problem& p, ParallelFor parallel_for) {
         } else {
           pack_rows(p.storage, p.g, n0, rows, p.O, p.g.stride[0], p.g.stride[1], packed.data, row_length);
         }
+        scratch.read(n0, rows, i0, i1 - i0);
         for (int64_t i = i0; i < i1; ++i) {
-          const Evaluated<C> e = scratch.evaluate(layer, n0, rows, i, 1);
-          bool finite = true;
-          for (int64_t b = 0; b < rows; ++b) finite &= scratch.x[b] - scratch.x[b] == C(0);
-          not_finite[split * p.I + i] |= !finite;
+          const auto e = scratch.evaluate(i - i0, 1);
+          not_finite[split * p.I + i] |= !scratch.is_finite(i - i0);
           const Buckets buckets = sort_into_buckets(e.rows, int(rows), bucket_count, start.data, order.data);
           C* gradient = sums + (i - i0) * feature_size;
           C* base = gradient + layer.spline_rows * row_length;
@@ -455,24 +536,22 @@ void backward_coef(const Problem& p, ParallelFor parallel_for) {
             constexpr int LIVE = decltype(live)::value;
             // K + 2 rows of a tile stay in registers: 4 vectors wide where they fit, else 2.
             constexpr int widest = KAN_VECTOR_BYTES == 64 && LIVE <= 4 ? 4 : LIVE <= 4 ? 2 : KAN_VECTOR_BYTES == 64 ? 2 : 1;
-            for (int64_t done = 0; done < layer.vectors;) {
-              const Tile t = next_tile(done, layer.vectors, LIVE < 0 ? 1 : widest, Layer<C>::lanes);
-              C *to = gradient + t.first, *to_base = base + t.first;
-              const C* from = g + t.first;
+            for_each_tile(layer, LIVE < 0 ? 1 : widest, [&](const Tile& tile) {
+              C *to = gradient + tile.first, *to_base = base + tile.first;
+              const C* from = g + tile.first;
               if constexpr (LIVE < 0) {
-                backward_coef_tile_general(e.values, e.stride, e.live, buckets, from, g_stride, to, row_length, to_base);
+                backward_coef_tile_general(e.values, kCoefStride, e.live, buckets, from, g_stride, to, row_length, to_base);
               } else {
                 if constexpr (widest >= 4)
-                  if (t.vectors == 4)
-                    backward_coef_tile<C, LIVE, 4>(e.values, e.stride, buckets, from, g_stride, to, row_length, to_base);
+                  if (tile.vectors == 4)
+                    backward_coef_tile<C, LIVE, 4, kCoefStride>(e.values, buckets, from, g_stride, to, row_length, to_base);
                 if constexpr (widest >= 2)
-                  if (t.vectors == 2)
-                    backward_coef_tile<C, LIVE, 2>(e.values, e.stride, buckets, from, g_stride, to, row_length, to_base);
-                if (t.vectors == 1)
-                  backward_coef_tile<C, LIVE, 1>(e.values, e.stride, buckets, from, g_stride, to, row_length, to_base);
+                  if (tile.vectors == 2)
+                    backward_coef_tile<C, LIVE, 2, kCoefStride>(e.values, buckets, from, g_stride, to, row_length, to_base);
+                if (tile.vectors == 1)
+                  backward_coef_tile<C, LIVE, 1, kCoefStride>(e.values, buckets, from, g_stride, to, row_length, to_base);
               }
-              done += t.vectors;
-            }
+            });
           });
         }
       }

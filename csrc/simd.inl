@@ -36,18 +36,26 @@ inline void store(C* p, V<C> v) {
 }
 template <class C>
 inline V<C> broadcast(C value) {
-  return V<C>{} + value;
+  return value - V<C>{};  // minus zero is no instruction, plus zero is one: it turns -0 into 0
 }
 
-// table[index] per lane.
-template <class C>
+// table[index] per lane. ROW_VECTORS > 0: the table is that many vectors long, and the lookup permutes registers.
+template <class C, int ROW_VECTORS>
 inline V<C> lookup(const C* table, Index<C> index) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(C) == 4)
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (ROW_VECTORS == 1 && sizeof(C) == 4)
+    return (V<C>)_mm512_permutexvar_ps((__m512i)index, (__m512)load(table));
+  else if constexpr (ROW_VECTORS == 1)
+    return (V<C>)_mm512_permutexvar_pd((__m512i)index, (__m512d)load(table));
+  else if constexpr (ROW_VECTORS == 2 && sizeof(C) == 4)
+    return (V<C>)_mm512_permutex2var_ps((__m512)load(table), (__m512i)index, (__m512)load(table + 16));
+  else if constexpr (ROW_VECTORS == 2)
+    return (V<C>)_mm512_permutex2var_pd((__m512d)load(table), (__m512i)index, (__m512d)load(table + 8));
+  else if constexpr (sizeof(C) == 4)
     return (V<C>)_mm512_i32gather_ps((__m512i)index, table, 4);
   else
     return (V<C>)_mm512_i64gather_pd((__m512i)index, table, 8);
-#elif defined(__AVX2__)
+#elif KAN_VECTOR_BYTES == 32
   if constexpr (sizeof(C) == 4)
     return (V<C>)_mm256_i32gather_ps(table, (__m256i)index, 4);
   else
@@ -59,10 +67,21 @@ inline V<C> lookup(const C* table, Index<C> index) {
 #endif
 }
 
+// 1 / v to about an ulp, for v in the normal range.
+inline V<float> reciprocal(V<float> v) {
+#if KAN_VECTOR_BYTES == 64
+  const V<float> guess = (V<float>)_mm512_rcp14_ps((__m512)v);  // a division would block a multiply port for 16 cycles
+  return guess + guess * (1.0f - v * guess);
+#else
+  return 1.0f / v;
+#endif
+}
+inline V<double> reciprocal(V<double> v) { return 1.0 / v; }
+
 // A fixed tree, so that the same input gives the same bits.
 template <class C>
 inline C sum_lanes(V<C> v) {
-#if defined(__AVX512F__)
+#if KAN_VECTOR_BYTES == 64
   if constexpr (sizeof(C) == 4)
     return _mm512_reduce_add_ps((__m512)v);
   else
@@ -74,6 +93,33 @@ inline C sum_lanes(V<C> v) {
     for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
   return lane[0];
 #endif
+}
+
+// Which lanes of a pair of vectors sum_each adds: from blocks of `half` lanes, the low ones of both vectors in turn.
+template <class C, int HALF>
+inline Index<C> interleaved_halves() {
+  Index<C> index = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l)
+    index[l] = (l / HALF / 2) * 2 * HALF + l % HALF + (l / HALF % 2 == 1 ? Simd<C>::lanes : 0);
+  return index;
+}
+template <class C, int HALF>
+inline void add_halves(V<C>* v) {
+  const Index<C> low = interleaved_halves<C, HALF>();
+#pragma GCC unroll 16
+  for (int f = 0; f < HALF; ++f)
+    v[f] = __builtin_shuffle(v[f], v[f + HALF], low) + __builtin_shuffle(v[f], v[f + HALF], low + HALF);
+}
+// Lane f of the result is the sum of the lanes of v[f], for as many vectors as there are lanes; v is used up.
+template <class C>
+inline V<C> sum_each(V<C>* v) {
+  constexpr int lanes = Simd<C>::lanes;
+  if constexpr (lanes >= 16) add_halves<C, 8>(v);
+  if constexpr (lanes >= 8) add_halves<C, 4>(v);
+  if constexpr (lanes >= 4) add_halves<C, 2>(v);
+  add_halves<C, 1>(v);
+  return v[0];
 }
 
 struct BFloat16 {
