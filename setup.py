@@ -18,11 +18,11 @@ def extension() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    compile_args = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    compile_args = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     compile_args += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     link_args = []
     if os.environ.get("KAN_KERNELS_SANITIZE", "0") == "1":
-        compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g1"]
+        compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
         link_args += ["-fsanitize=address,undefined"]
     module = CppExtension(
         "kan_kernels._C",
