@@ -140,3 +140,10 @@ def test_opcheck(weighted):
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         arguments = (t.x, t.w, t.g, t.coef, t.scaler, t.grid, 3, "silu", 0, *needs)
         torch.library.opcheck(ops.spline_backward_coef, arguments)
+
+
+def test_a_tensor_that_outlived_its_transform(net, t):
+    """What leaks out of torch.func.grad is an ordinary tensor afterwards."""
+    leaked = []
+    grad(lambda x: (leaked.append(x), net(x).sum())[1])(t.x)
+    close(net(leaked[0]), net(t.x))
