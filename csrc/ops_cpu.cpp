@@ -106,6 +106,14 @@ Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
 }
 
+Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
+  Tensor result = new_empty(like, shape);
+  return torch::stable::zero_(result);
+}
+
+// An empty sum, or nothing to compute: the loops assume at least one feature and one output.
+bool is_trivial(const Problem& p) { return p.I == 0 || p.O == 0; }
+
 int64_t degree_of(const Tensor& coef, const Tensor& grid) {
   STD_TORCH_CHECK(coef.dim() == 3 && grid.dim() == 2, "kan_kernels: coef must have three dimensions and grid two");
   return grid.size(1) - coef.size(1) - 1;
@@ -127,6 +135,7 @@ Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Ten
   p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
   p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
   p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  if (is_trivial(p)) return new_zeros(x, {p.N, p.O});
   Tensor y = new_empty(x, {p.N, p.O});
   p.y = y.mutable_data_ptr();
   kernels().forward(p, parallel_for);
@@ -142,6 +151,7 @@ Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coe
   p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
   p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
   p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  if (is_trivial(p)) return new_zeros(x, {p.N, p.I});
   Tensor gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = gradient.mutable_data_ptr();
   kernels().backward_input(p, parallel_for);
@@ -163,6 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> spline_backward_coef(
   Tensor coef_gradient = need_coef ? new_empty(x, {p.I, p.G + p.K, p.O}) : new_empty(x, {0});
   Tensor scaler_gradient = need_scaler ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
   Tensor base_gradient = need_base ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
+  if (is_trivial(p)) return {coef_gradient, scaler_gradient, base_gradient};  // none of them has an element
   if (need_coef) p.coef_gradient = coef_gradient.mutable_data_ptr();
   if (need_scaler) p.scaler_gradient = scaler_gradient.mutable_data_ptr();
   if (need_base) p.base_gradient = base_gradient.mutable_data_ptr();

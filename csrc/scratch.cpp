@@ -9,52 +9,64 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-void* aligned(void* memory) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + kLine - 1) / kLine * kLine); }
+size_t whole_lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-// Blocks are handed out upwards and all come back before the operator returns; what does not fit is malloc'ed, and once
-// nothing is out the block grows to what would have fitted.
+// Stands in the line before the memory handed out.
+struct Header {
+  size_t bytes;  // of the piece, this line included
+  void* raw;     // what malloc gave for this piece alone; null for a piece of the block
+};
+
+// Pieces are handed out upwards, come back mostly in reverse, and all before the operator returns; what does not fit is
+// malloc'ed, and once nothing is out the block grows to what would have fitted.
 struct Scratch {
+  void* raw = nullptr;
   char* block = nullptr;
-  size_t capacity = 0, used = 0, wanted = 0;
-  int out = 0;
+  size_t capacity = 0, used = 0, out = 0, most_out = 0;
 
-  ~Scratch() { free(block); }
-  bool holds(const void* memory) const { return memory >= block && memory < block + capacity; }
+  ~Scratch() { free(raw); }
 
   void* take(size_t bytes) {
-    bytes = (bytes / kLine + 2) * kLine;
+    bytes = whole_lines(bytes) + kLine;
     if (out == 0) {
       used = 0;
-      if (wanted > capacity) grow();
-      wanted = 0;
+      if (most_out > capacity && most_out <= kKeptBytes) grow(most_out);
+      most_out = 0;
     }
-    ++out;
-    wanted += bytes;
+    char* piece = block + used;
+    void* own = nullptr;
     if (used + bytes <= capacity) {
-      void* memory = aligned(block + used);
       used += bytes;
-      return memory;
+    } else {
+      own = malloc(bytes + kLine);
+      if (own == nullptr) throw std::bad_alloc();
+      piece = first_line(own);
     }
-    // The address malloc gave stands in the line before the one handed out.
-    char* raw = static_cast<char*>(malloc(bytes + 2 * kLine));
-    if (raw == nullptr) throw std::bad_alloc();
-    void** memory = static_cast<void**>(aligned(raw + kLine));
-    memory[-1] = raw;
-    return memory;
+    out += bytes;
+    if (out > most_out) most_out = out;
+    *reinterpret_cast<Header*>(piece) = {bytes, own};
+    return piece + kLine;
   }
 
   void release(void* memory) {
-    --out;
-    if (!holds(memory)) free(static_cast<void**>(memory)[-1]);
+    char* piece = static_cast<char*>(memory) - kLine;
+    const Header header = *reinterpret_cast<Header*>(piece);
+    out -= header.bytes;
+    if (header.raw != nullptr)
+      free(header.raw);
+    else if (piece + header.bytes == block + used)
+      used -= header.bytes;
   }
 
  private:
-  void grow() {
-    if (wanted + kLine > kKeptBytes) return;
-    free(block);
-    capacity = wanted + kLine;
-    block = static_cast<char*>(malloc(capacity));
-    if (block == nullptr) capacity = 0;
+  static char* first_line(void* memory) {
+    return reinterpret_cast<char*>(whole_lines(reinterpret_cast<uintptr_t>(memory)));
+  }
+  void grow(size_t bytes) {
+    free(raw);
+    raw = malloc(bytes + kLine);
+    block = raw == nullptr ? nullptr : first_line(raw);
+    capacity = raw == nullptr ? 0 : bytes;
   }
 };
 

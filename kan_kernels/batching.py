@@ -16,11 +16,11 @@ def forward(operator, info, in_dims, arguments):
     x_dim, w_dim, coef_dim, scaler_dim, grid_dim, base_dim = in_dims[:6]
     if grid_dim is None and coef_dim is None and scaler_dim is None and base_dim is None:
         y = operator(_more_rows(x, x_dim, b), _more_rows(w, w_dim, b), coef, scaler, grid, base_weight, *rest)
-        return y.unflatten(0, (b, -1)) if x_rows(x, x_dim) else y.new_empty(b, 0, y.shape[-1]), 0
+        return y.view(b, _rows(x, x_dim), y.shape[-1]), 0
     if grid_dim is None and x_dim is None and w_dim is None:
         weights = [_more_outputs(t, dim, b) for t, dim in ((coef, coef_dim), (scaler, scaler_dim), (base_weight, base_dim))]
         y = operator(x, w, *weights[:2], grid, weights[2], *rest)
-        return y.unflatten(1, (b, y.shape[1] // b)), 1
+        return y.view(y.shape[0], b, _outputs(coef, coef_dim)), 1
     return _one_by_one(operator, info, in_dims, arguments)
 
 
@@ -30,7 +30,7 @@ def backward_input(operator, info, in_dims, arguments):
     b = info.batch_size
     if all(dim is None for dim in in_dims[2:5]):
         result = operator(_more_rows(x, in_dims[0], b), _more_rows(g, in_dims[1], b), coef, grid, base_weight, *rest)
-        return result.unflatten(0, (b, -1)) if x_rows(x, in_dims[0]) else result.new_empty(b, 0, result.shape[-1]), 0
+        return result.view(b, _rows(x, in_dims[0]), result.shape[-1]), 0
     return _one_by_one(operator, info, in_dims, arguments)
 
 
@@ -41,14 +41,20 @@ def backward_coef(operator, info, in_dims, arguments):
     if in_dims[0] is None and in_dims[1] is None and in_dims[3] is None:
         gradients = operator(x, w, _more_outputs(g, in_dims[2], b), grid, *rest)
         needed = rest[-2:]
-        split = [d.unflatten(-1, (b, d.shape[-1] // b)) if need else d for d, need in zip(gradients, needed, strict=True)]
+        outputs = _outputs(g, in_dims[2])
+        split = [d.view(*d.shape[:-1], b, outputs) if need else d for d, need in zip(gradients, needed, strict=True)]
         return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
     return _one_by_one(operator, info, in_dims, arguments)
 
 
-def x_rows(x: Tensor, dim: int | None) -> int:
+def _rows(t: Tensor, dim: int | None) -> int:
     """Rows of one problem."""
-    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+    return t.shape[0] if dim is None else t.movedim(dim, 0).shape[1]
+
+
+def _outputs(t: Tensor, dim: int | None) -> int:
+    """Outputs of one problem."""
+    return t.shape[-1] if dim is None else t.movedim(dim, 0).shape[-1]
 
 
 def _more_rows(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
@@ -70,6 +76,12 @@ def _one_by_one(operator, info, in_dims, arguments):
         pairs = zip(arguments, in_dims, strict=True)
         return [a if dim is None else a.select(dim, index) for a, dim in pairs]
 
+    if info.batch_size == 0:
+        # Nothing to compute: one problem of zeros tells the shapes.
+        pairs = zip(arguments, in_dims, strict=True)
+        one = operator(*(a if dim is None else a.new_zeros(a.movedim(dim, 0).shape[1:]) for a, dim in pairs))
+        none = tuple(r.new_empty(0, *r.shape) for r in (one if isinstance(one, tuple) else (one,)))
+        return (none, (0,) * len(none)) if isinstance(one, tuple) else (none[0], 0)
     results = [operator(*problem(k)) for k in range(info.batch_size)]
     if isinstance(results[0], tuple):
         stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))

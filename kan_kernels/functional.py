@@ -52,7 +52,7 @@ def kan_linear(
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
     if ops.uses_reference(x):
-        y = reference.kan_linear(rows, coef, grid, fused_weight, fused or "silu", scaler)
+        y = reference.kan_linear(rows, coef, grid.detach(), fused_weight, fused or "silu", scaler)
     else:
         y = spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
     if base_weight is not None and callable(base_activation):

@@ -178,11 +178,12 @@ class KANLinear(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        own: dict[str, Any] = {}
+        super()._save_to_state_dict(own, prefix, keep_vars)
         for ours, (theirs, to_theirs, _) in _LAYOUT.items():
-            parameter = getattr(self, ours)
-            if parameter is not None:
-                destination[prefix + theirs] = (parameter if keep_vars else parameter.detach()).permute(to_theirs)
-        destination[prefix + "grid"] = self.grid if keep_vars else self.grid.detach()
+            if prefix + ours in own:
+                destination[prefix + theirs] = own.pop(prefix + ours).permute(to_theirs)
+        destination.update(own)
 
     def _load_from_state_dict(
         self,
@@ -194,15 +195,17 @@ class KANLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in _LAYOUT.items()}
+        # A parameter that is pruned or parametrized has another name and its own layout: torch's way, untranslated.
+        present = {ours: names for ours, names in _LAYOUT.items() if self._parameters.get(ours) is not None}
+        theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in present.items()}
         translated: dict[str, Any] = {}
         for key, value in state_dict.items():
             ours, to_ours = theirs_to_ours.get(key, (None, ()))
-            if ours is None:
-                translated[key] = value
-            elif getattr(self, ours) is None:
+            if key.startswith(prefix) and key.removeprefix(prefix) in present:
                 if strict:
                     unexpected_keys.append(key)
+            elif ours is None:
+                translated[key] = value
             elif value.dim() != len(to_ours):
                 error_msgs.append(f"{key}: expected {len(to_ours)} dimensions, got shape {tuple(value.shape)}")
                 translated[prefix + ours] = getattr(self, ours)

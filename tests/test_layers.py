@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.nn.utils import prune
 
 import kan_kernels as kk
 from kan_kernels import reference
@@ -101,6 +102,31 @@ def test_bad_checkpoints_are_refused():
             layer.load_state_dict(good | {"grid": spoilt})
     with pytest.raises(RuntimeError, match=r"size mismatch for grid"):
         layer.load_state_dict(good | {"grid": torch.zeros(3, 5)})
+
+
+def test_state_of_a_subclass_is_kept():
+    """Buffers, parameters and prunings that others add are saved and loaded under torch's names."""
+
+    class Counting(kk.KANLinear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.register_buffer("steps", torch.tensor(7))
+            self.temperature = nn.Parameter(torch.tensor(2.0))
+
+    saved = Counting().state_dict()
+    assert list(saved) == ["base_weight", "spline_weight", "spline_scaler", "temperature", "grid", "steps"]
+    again = Counting()
+    again.load_state_dict({k: v + 1 for k, v in saved.items()}, strict=True)
+    assert (again.steps, again.temperature) == (8, 3)
+
+    pruned, other = kk.KANLinear(3, 2), kk.KANLinear(3, 2)
+    for layer in (pruned, other):
+        prune.l1_unstructured(layer, "coef", amount=0.5)
+    other.load_state_dict(pruned.state_dict(), strict=True)
+    x = torch.rand(4, 3)
+    assert torch.equal(other(x), pruned(x))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*\"coef\""):
+        kk.KANLinear(3, 2).load_state_dict(kk.KANLinear(3, 2).state_dict() | {"coef": torch.zeros(3, 8, 2)})
 
 
 def test_views_read_as_theirs():

@@ -36,7 +36,15 @@ class AbsoluteReference:
     def __getattr__(self, name):
         def operator(*arguments):
             basis, activation = reference.basis, reference.base_activation
-            reference.basis = lambda *a: basis(*a).abs()
+
+            def absolute_basis(*a):
+                reference.basis = basis  # its recursion keeps the signs
+                try:
+                    return basis(*a).abs()
+                finally:
+                    reference.basis = absolute_basis
+
+            reference.basis = absolute_basis
             reference.base_activation = lambda *a: activation(*a).abs()
             try:
                 return getattr(reference, name)(*arguments)

@@ -147,3 +147,18 @@ def test_a_tensor_that_outlived_its_transform(net, t):
     leaked = []
     grad(lambda x: (leaked.append(x), net(x).sum())[1])(t.x)
     close(net(leaked[0]), net(t.x))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_vmap_over_nothing(t, in_dims):
+    """An empty batch gives an empty batch of results, gradients included."""
+    x = torch.zeros(0, *t.x.shape, dtype=torch.float64) if in_dims[0] == 0 else t.x
+    coef = torch.zeros(0, *t.coef.shape, dtype=torch.float64) if in_dims[1] == 0 else t.coef
+
+    def function(x, coef):
+        return kk.kan_linear(x, coef, t.grid, t.base_weight)
+
+    assert vmap(function, in_dims=in_dims)(x, coef).shape == (0, 7, 5)
+    for argnum, like in ((0, t.x), (1, t.coef)):
+        gradient = vmap(grad(lambda x, coef: function(x, coef).sum(), argnums=argnum), in_dims=in_dims)(x, coef)
+        assert gradient.shape == (0, *like.shape)
