@@ -17,7 +17,20 @@ using kan::Storage;
 #include "activation.inl"
 #include "basis.inl"
 #include "contract.inl"
-#include "operators.inl"
+#include "work.inl"
+#include "packing.inl"
+#include "evaluation.inl"
+#include "forward.inl"
+#include "backward_coef.inl"
+
+// float64 computes in double, everything else in float.
+void forward_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? forward<double>(p, f) : forward<float>(p, f); }
+void backward_input_any(const Problem& p, ParallelFor f) {
+  p.storage == Storage::float64 ? backward_input<double>(p, f) : backward_input<float>(p, f);
+}
+void backward_coef_any(const Problem& p, ParallelFor f) {
+  p.storage == Storage::float64 ? backward_coef<double>(p, f) : backward_coef<float>(p, f);
+}
 
 }  // namespace
 }  // namespace KAN_NAMESPACE
