@@ -28,6 +28,7 @@ lint: $(EXTENSION)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python bench/table.py --check
 
 bench: $(EXTENSION)
 	$(BIN)/python bench/run.py $(ARGS)
