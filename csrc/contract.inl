@@ -8,7 +8,6 @@
 // stride is a constant: with a variable one, the loops below run out of address registers.
 template <class C, int STRIDE>
 struct Evaluated {
-  static constexpr int stride = STRIDE;
   const C* values;
   const int32_t* rows;  // first live coefficient row of (f, b) at rows[f * STRIDE + b]
   int features, live;

@@ -2,8 +2,6 @@
 #include "problem.h"
 #include "scratch.h"
 
-#include <type_traits>
-
 #ifdef KAN_HAS_X86_KERNELS
 #include <immintrin.h>
 

@@ -2,8 +2,6 @@
 #include "problem.h"
 #include "scratch.h"
 
-#include <type_traits>
-
 #define KAN_NAMESPACE kan_baseline
 #define KAN_VECTOR_BYTES 16
 #include "kernels.inl"

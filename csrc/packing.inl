@@ -67,8 +67,7 @@ struct Panels {
         const int64_t column_stride = source.stride[is_base ? 1 : 2];
         const S* from = static_cast<const S*>(source.data);
         if (from != nullptr) from += i * source.stride[0] + (is_base ? 0 : m * source.stride[1]);
-        for (int64_t done = 0; done < layer.vectors;) {
-          const Tile tile = next_tile(done, layer.vectors, widest, Layer<C>::lanes);
+        for_each_tile(layer, widest, [&](const Tile& tile) {
           const int64_t width = tile.vectors * Layer<C>::lanes;
           C* to = &data[p.I * rows * tile.first + (i * rows + m) * width];
           const int64_t valid = from == nullptr ? 0 : smaller(width, p.O - tile.first);
@@ -81,8 +80,7 @@ struct Panels {
             const S* scale = static_cast<const S*>(p.scaler.data) + i * p.scaler.stride[0];
             for (int64_t c = 0; c < valid; ++c) to[c] *= widen<C>(scale[(tile.first + c) * p.scaler.stride[1]]);
           }
-          done += tile.vectors;
-        }
+        });
       }
     });
   }
