@@ -42,8 +42,9 @@ def basis(x: Tensor, grid: Tensor, degree: int, derivative: int = 0) -> Tensor:
 def base_activation(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """The n-th derivative of the base activation b ("silu" or "identity") at x; same shape and dtype as x.
 
-    With s = sigmoid(x), q = 1 - s: s' = s q, and every higher derivative is s q times a polynomial in s,
-    Q_1 = 1, Q_{n+1} = (1 - 2 s) Q_n + s (1 - s) Q_n'. Leibniz then gives silu^(n) = x s^(n) + n s^(n-1).
+    With s = sigmoid(x), q = 1 - s: s' = s q, and every higher derivative is s q times a polynomial in z = q - s,
+    Q_1 = 1, Q_{n+1} = z Q_n - (1 - z^2) / 2 Q_n'. In z, unlike in s, the coefficients stay small and cancel little.
+    Leibniz then gives silu^(n) = x s^(n) + n s^(n-1).
     """
     if name == "identity":
         return x if derivative == 0 else torch.full_like(x, 1.0 if derivative == 1 else 0.0)
@@ -52,12 +53,12 @@ def base_activation(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     return x * _sigmoid_derivative(x, derivative) + derivative * _sigmoid_derivative(x, derivative - 1)
 
 
-def sigmoid_polynomial(derivative: int) -> list[int]:
-    """Coefficients, lowest first, of Q_n in s^(n) = s q Q_n(s), n >= 1."""
-    q = [1]
+def sigmoid_polynomial(derivative: int) -> list[float]:
+    """Coefficients, lowest first, of Q_n in s^(n) = s q Q_n(z), n >= 1."""
+    q = [1.0]
     for _ in range(derivative - 1):
         slope = [k * c for k, c in enumerate(q)][1:]
-        terms = [(0, 1, q), (1, -2, q), (1, 1, slope), (2, -1, slope)]
+        terms = [(1, 1.0, q), (0, -0.5, slope), (2, 0.5, slope)]
         q = [sum(factor * c[k - shift] for shift, factor, c in terms if 0 <= k - shift < len(c)) for k in range(len(q) + 1)]
     return q
 
@@ -66,9 +67,10 @@ def _sigmoid_derivative(x: Tensor, derivative: int) -> Tensor:
     s = torch.sigmoid(x)
     if derivative == 0:
         return s
-    polynomial = torch.zeros_like(s)
+    z = torch.tanh(-x / 2)
+    polynomial = torch.zeros_like(z)
     for c in reversed(sigmoid_polynomial(derivative)):
-        polynomial = polynomial * s + float(c)
+        polynomial = polynomial * z + c
     return s * torch.sigmoid(-x) * polynomial
 
 
