@@ -2,8 +2,8 @@
 
 // exp(-|x|), about 1 ulp: 2^n e^r with |r| <= ln(2)/2, Taylor for e^r. NaN stays NaN; 0 below the normal range.
 inline V<float> exp_of_minus_abs(V<float> x) {
-  const V<float> a = x < 0 ? x : -x;
-  const V<float> bounded = a < -87.0f ? broadcast<float>(-87.0f) : a;
+  const V<float> a = (V<float>)((Index<float>)x | INT32_MIN);
+  const V<float> bounded = max_of<float>(broadcast<float>(-87.0f), a);  // NaN stays
   const V<float> scaled = bounded * 1.44269504088896341f - 0.5f;
   const Index<float> n = __builtin_convertvector(scaled, Index<float>);  // truncation of a negative value: rounds to nearest
   const V<float> nf = __builtin_convertvector(n, V<float>);
@@ -21,8 +21,8 @@ inline V<float> exp_of_minus_abs(V<float> x) {
   return a < -87.0f ? V<float>{} : value;
 }
 inline V<double> exp_of_minus_abs(V<double> x) {
-  const V<double> a = x < 0 ? x : -x;
-  const V<double> bounded = a < -708.0 ? broadcast<double>(-708.0) : a;
+  const V<double> a = (V<double>)((Index<double>)x | INT64_MIN);
+  const V<double> bounded = max_of<double>(broadcast<double>(-708.0), a);
   // Adding 1.5 * 2^52 leaves the rounded integer in the low bits: no float-to-int64 instruction is needed below AVX-512.
   const V<double> shifted = bounded * 1.44269504088896340736 + 6755399441055744.0;
   const V<double> nf = shifted - 6755399441055744.0;
@@ -47,6 +47,19 @@ inline V<double> exp_of_minus_abs(V<double> x) {
   return a < -708.0 ? V<double>{} : value;
 }
 
+// s = 1 / (1 + exp(-x)) and q = 1 - s, neither by a subtraction that cancels.
+template <class C>
+struct Sigmoid {
+  V<C> x, s, q;
+  explicit Sigmoid(V<C> x_) : x(x_) {
+    const V<C> e = exp_of_minus_abs(x);
+    const V<C> larger = reciprocal(C(1) + e);
+    const V<C> smaller = e * larger;
+    s = x >= 0 ? larger : smaller;
+    q = x >= 0 ? smaller : larger;
+  }
+};
+
 // Derivative `order` of the activation; for silu = x s with s the sigmoid: x s^(n) + n s^(n-1). With q = 1 - s and z = q - s,
 // s^(n) = s q Q_n(z): Q_1 = 1, Q_{n+1} = z Q_n - (1 - z^2) / 2 Q_n'. In z, unlike in s, the coefficients stay small.
 template <class C>
@@ -70,21 +83,30 @@ struct BaseActivation {
     for (int k = 0; k < order; ++k) upper[k] = C(q[k]);
   }
 
-  V<C> operator()(V<C> x) const {
-    if (kind == Activation::identity) return order == 0 ? x : broadcast<C>(order == 1 ? C(1) : C(0));
-    const V<C> e = exp_of_minus_abs(x);
-    const V<C> larger = reciprocal(C(1) + e);
-    const V<C> smaller = e * larger;
-    const V<C> s = x >= 0 ? larger : smaller;
+  [[gnu::always_inline]] V<C> operator()(V<C> x) const { return kind == Activation::identity ? of_identity(x) : of_silu(Sigmoid<C>(x)); }
+
+  // Derivatives `order` and order + 1.
+  [[gnu::always_inline]] void operator()(V<C> x, const BaseActivation& next, V<C>& value, V<C>& slope) const {
+    if (kind == Activation::identity) {
+      value = of_identity(x);
+      slope = next.of_identity(x);
+    } else {
+      const Sigmoid<C> s(x);
+      value = of_silu(s);
+      slope = next.of_silu(s);
+    }
+  }
+
+ private:
+  V<C> of_identity(V<C> x) const { return order == 0 ? x : broadcast<C>(order == 1 ? C(1) : C(0)); }
+  [[gnu::always_inline]] V<C> of_silu(const Sigmoid<C>& sigmoid) const {
+    const V<C> x = sigmoid.x, s = sigmoid.s, q = sigmoid.q;
     if (order == 0) return x * s;
-    const V<C> q = x >= 0 ? smaller : larger;
     const V<C> slope = s * q;
     if (order == 1) return x * slope + s;
     const V<C> z = q - s;
     return slope * (x * horner(upper, order, z) + C(order) * horner(lower, order - 1, z));
   }
-
- private:
   static V<C> horner(const C* coefficients, int count, V<C> z) {
     V<C> value = broadcast<C>(coefficients[count - 1]);
     for (int k = count - 2; k >= 0; --k) value = value * z + coefficients[k];

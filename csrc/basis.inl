@@ -196,42 +196,51 @@ struct KnotTables {
   }
 
   // The first of the K+1 consecutive coefficient rows that an input of interval j reads.
-  int first_row(int j) const {
-    const int row = j - K;
-    return row < 0 || j >= intervals ? 0 : row < int(G) - 1 ? row : int(G) - 1;
-  }
-  Index<C> first_row(Index<C> j) const {
-    using Int = typename Simd<C>::Int;
-    const Index<C> zero = {}, last = zero + Int(G - 1);
-    Index<C> row = j - Int(K);
-    row = row < last ? row : last;
-    return ((row < zero) | (j >= zero + Int(intervals))) ? zero : row;
-  }
+  int first_row(int j) const { return j < K ? 0 : j - K < int(G) - 1 ? j - K : int(G) - 1; }
 
-  // The interval of each lane; J outside the knots and for NaN. Whatever x and the knots hold, the result is within 0..J.
-  template <int ROW_VECTORS>
-  Index<C> find_interval(int64_t i, V<C> x) const {
-    using Int = typename Simd<C>::Int;
-    const C* t = &knots[i * padded];
-    const Index<C> zero = {}, empty = zero + Int(intervals);
-    Index<C> j = zero;
-    if (uniform[i]) {
-      V<C> guess = (x - origin[i]) * inverse_step[i];
-      guess = guess > V<C>{} ? guess : V<C>{};  // false for NaN
-      const V<C> last = broadcast<C>(C(intervals - 1));
-      guess = guess < last ? guess : last;
-      j = __builtin_convertvector(guess, Index<C>);
-      const V<C> start = lookup<C, ROW_VECTORS>(t, j), end = lookup<C, ROW_VECTORS>(t, j + 1);
-      j += (Index<C>)(x < start) - (Index<C>)(x >= end);  // a true lane is -1
-    } else {
-      for (Int step = padded / 2; step > 0; step /= 2) {
-        const Index<C> further = j + step;
-        j = x >= lookup<C, ROW_VECTORS>(t, further) ? further : j;
-      }
+  // What an evaluation of feature i reads, by value: the compiler then knows that no store changes it.
+  struct Feature {
+    int G, K, intervals, degree, padded;
+    bool uniform;
+    C first, last, origin, inverse_step;
+    const C *knots, *centre, *inverse_width, *coefficients, *records;
+
+    Index<C> first_row(Index<C> j) const {
+      using Int = typename Simd<C>::Int;
+      const Index<C> zero = {};
+      return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
     }
-    const Index<C> inside = (Index<C>)(x >= broadcast(t[0])) & (Index<C>)(x < broadcast(t[intervals])) & (Index<C>)(j >= zero) &
-                            (Index<C>)(j <= empty);
-    return inside ? j : empty;
+
+    // The interval of each lane; J outside the knots and for NaN. Whatever x and the knots hold, the result is within 0..J.
+    template <int ROW_VECTORS>
+    Index<C> find_interval(V<C> x) const {
+      using Int = typename Simd<C>::Int;
+      const Index<C> zero = {}, empty = zero + Int(intervals);
+      const auto inside = (x >= broadcast(first)) & (x < broadcast(last));
+      Index<C> j = zero;
+      if (uniform) {
+        const V<C> guess = (x - origin) * inverse_step;
+        j = __builtin_convertvector(min_of<C>(max_of<C>(guess, V<C>{}), broadcast(C(intervals - 1))), Index<C>);
+        const V<C> start = lookup<C, ROW_VECTORS>(knots, j), end = lookup<C, ROW_VECTORS>(knots, j + 1);
+        j += (Index<C>)(x < start) - (Index<C>)(x >= end);  // a true lane is -1
+      } else {
+        for (Int step = padded / 2; step > 0; step /= 2) {
+          const Index<C> further = j + step;
+          j = x >= lookup<C, ROW_VECTORS>(knots, further) ? further : j;
+        }
+      }
+      j = inside ? j : empty;
+      return min_of<C>(max_of<C>(j, zero), empty);  // knots that are not in order
+    }
+  };
+  Feature feature(int64_t i) const {
+    const C* t = knots.data + i * padded;
+    const bool has_tables = specialised();
+    return {int(G), K, intervals, degree, padded, uniform[i] != 0, t[0], t[intervals], origin[i], inverse_step[i], t,
+            has_tables ? centre.data + i * slots : nullptr,
+            has_tables ? inverse_width.data + i * slots : nullptr,
+            has_tables && row_vectors > 0 ? coefficients.data + i * table_size() : nullptr,
+            has_tables && row_vectors == 0 ? records.data + i * (intervals + 1) * record_size() : nullptr};
   }
 };
 
@@ -239,93 +248,139 @@ inline void store_rows(int32_t* to, Index<float> row) { *reinterpret_cast<Simd<f
 inline void store_rows(int32_t* to, Index<double> row) {
   for (int lane = 0; lane < Simd<double>::lanes; ++lane) to[lane] = int32_t(row[lane]);
 }
-
-// The live values of `count` inputs of one feature (a multiple of the vector length): values[k * stride + b], k < live,
-// times w where given, and rows[b], the first coefficient row that input b reads. Here the tables fit in registers: every lane
-// looks its coefficients up by a permutation. POLYNOMIAL_DEGREE is -1 where it is only known at run time.
-template <class C, int K, int ROW_VECTORS, int POLYNOMIAL_DEGREE>
-inline void evaluate_permuting(const KnotTables<C>& tables, int64_t i, const C* x, const C* w, int count, C* values,
-                               int64_t stride, int32_t* rows) {
-  constexpr int lanes = Simd<C>::lanes;
-  const int degree = POLYNOMIAL_DEGREE >= 0 ? POLYNOMIAL_DEGREE : tables.degree;
-  const C *centre = &tables.centre[i * tables.slots], *inverse_width = &tables.inverse_width[i * tables.slots];
-  const C* table = &tables.coefficients[i * tables.table_size()];
-  const int64_t slots = ROW_VECTORS * lanes;
-  for (int b = 0; b < count; b += lanes) {
-    const V<C> points = load(x + b);
-    const Index<C> j = tables.template find_interval<ROW_VECTORS>(i, points);
-    store_rows(rows + b, tables.first_row(j));
-    const V<C> u = (points - lookup<C, ROW_VECTORS>(centre, j)) * lookup<C, ROW_VECTORS>(inverse_width, j);
-    for (int k = 0; k <= K; ++k) {
-      V<C> value = lookup<C, ROW_VECTORS>(table + (degree * (K + 1) + k) * slots, j);
-      for (int p = degree - 1; p >= 0; --p)
-        value = value * u + lookup<C, ROW_VECTORS>(table + (p * (K + 1) + k) * slots, j);
-      store<C>(values + k * stride + b, w == nullptr ? value : value * load(w + b));
-    }
-  }
-}
-
-// The same where tables are longer: an input's coefficients are one record, its K+1 values one short vector.
-template <class C, int K>
-inline void evaluate_from_records(const KnotTables<C>& tables, int64_t i, const C* x, const C* w, int count, C* values,
-                                  int64_t stride, int32_t* rows) {
-  constexpr int lanes = Simd<C>::lanes, width = ceil_pow2(K + 1);
-  typedef C Row __attribute__((vector_size(width * sizeof(C))));
-  typedef C UnalignedRow __attribute__((vector_size(width * sizeof(C)), aligned(alignof(C)), may_alias));
-  const C *centre = &tables.centre[i * tables.slots], *inverse_width = &tables.inverse_width[i * tables.slots];
-  const C* records = &tables.records[i * (tables.intervals + 1) * tables.record_size()];
-  const int degree = tables.degree;
-  for (int b0 = 0; b0 < count; b0 += lanes) {
-    const V<C> points = load(x + b0);
-    const Index<C> j = tables.template find_interval<0>(i, points);
-    store_rows(rows + b0, tables.first_row(j));
-    const V<C> u = (points - lookup<C, 0>(centre, j)) * lookup<C, 0>(inverse_width, j);
-    C points_u[lanes], transposed[width][lanes];
-    int32_t interval[lanes];
-    store<C>(points_u, u);
-    store_rows(interval, j);
-    for (int lane = 0; lane < lanes; ++lane) {
-      const C* record = records + interval[lane] * tables.record_size();
-      Row value = *reinterpret_cast<const UnalignedRow*>(record + degree * width);
-      for (int p = degree - 1; p >= 0; --p)
-        value = value * points_u[lane] + *reinterpret_cast<const UnalignedRow*>(record + p * width);
-      for (int k = 0; k <= K; ++k) transposed[k][lane] = value[k];
-    }
-    for (int k = 0; k <= K; ++k) {
-      const V<C> value = load(transposed[k]);
-      store<C>(values + k * stride + b0, w == nullptr ? value : value * load(w + b0));
-    }
-  }
-}
-
-template <class C, int K>
-inline void evaluate_specialised(const KnotTables<C>& tables, int64_t i, const C* x, const C* w, int count, C* values,
-                                 int64_t stride, int32_t* rows) {
-#if KAN_VECTOR_BYTES == 64
-#define KAN_EVALUATE(ROW_VECTORS, DEGREE) \
-  return evaluate_permuting<C, K, ROW_VECTORS, DEGREE>(tables, i, x, w, count, values, stride, rows)
-  if (tables.row_vectors == 1) {
-    if (tables.degree == K) KAN_EVALUATE(1, K);
-    if (tables.degree == K - 1) KAN_EVALUATE(1, K - 1);
-    KAN_EVALUATE(1, -1);
-  }
-  if (tables.row_vectors == 2) {
-    if (tables.degree == K) KAN_EVALUATE(2, K);
-    if (tables.degree == K - 1) KAN_EVALUATE(2, K - 1);
-    KAN_EVALUATE(2, -1);
-  }
-#undef KAN_EVALUATE
-#endif
-  evaluate_from_records<C, K>(tables, i, x, w, count, values, stride, rows);
-}
-
-// The same for any degree, one input at a time: Cox-de Boor up to degree K - n, then n differences (A2.2 and A2.3).
 template <class C>
-inline void evaluate_general(const KnotTables<C>& tables, int64_t i, const C* x, const C* w, int count, C* values,
-                             int64_t stride, int32_t* rows) {
+inline bool any_lane(Index<C> mask) {
+  bool any = false;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) any |= mask[lane] != 0;
+  return any;
+}
+
+// The inputs of one feature, `count` of them (a multiple of the vector length), and where their evaluation goes: live value k of
+// input b to values[k * stride + b], its next derivative to slopes[k * stride + b] unless that is null, both times w where
+// given, and the first coefficient row that it reads to rows[b].
+template <class C>
+struct Evaluation {
+  const C *x, *w;
+  int count;
+  C *values, *slopes;
+  int64_t stride;
+  int32_t* rows;
+
+  void write(C* to, int k, int b, V<C> value) const {
+    store<C>(to + k * stride + b, w == nullptr ? value : value * load(w + b));
+  }
+};
+
+// All evaluate_* return whether every input has K+1 bases; false is always safe.
+
+// Where the tables fit in registers: every lane looks its coefficients up by a permutation. POLYNOMIAL_DEGREE is -1 where it is
+// only known at run time.
+template <class C, int K, int ROW_VECTORS, int POLYNOMIAL_DEGREE, bool SLOPES>
+inline bool evaluate_permuting(const typename KnotTables<C>::Feature knots, const Evaluation<C> e) {
   constexpr int lanes = Simd<C>::lanes;
+  const int degree = POLYNOMIAL_DEGREE >= 0 ? POLYNOMIAL_DEGREE : knots.degree;
+  const C* table = knots.coefficients;
+  const int64_t slots = ROW_VECTORS * lanes;
+  Index<C> margin = {};
+  for (int b = 0; b < e.count; b += lanes) {
+    const V<C> points = load(e.x + b);
+    const Index<C> j = knots.template find_interval<ROW_VECTORS>(points);
+    const Index<C> row = knots.first_row(j);
+    margin |= row ^ (j - typename Simd<C>::Int(K));
+    store_rows(e.rows + b, row);
+    const V<C> inverse = lookup<C, ROW_VECTORS>(knots.inverse_width, j);
+    const V<C> u = (points - lookup<C, ROW_VECTORS>(knots.centre, j)) * inverse;
+    for (int k = 0; k <= K; ++k) {
+      V<C> value = lookup<C, ROW_VECTORS>(table + (degree * (K + 1) + k) * slots, j), slope = {};
+      for (int p = degree - 1; p >= 0; --p) {
+        if constexpr (SLOPES) slope = p == degree - 1 ? value : slope * u + value;
+        value = value * u + lookup<C, ROW_VECTORS>(table + (p * (K + 1) + k) * slots, j);
+      }
+      e.write(e.values, k, b, value);
+      if constexpr (SLOPES) e.write(e.slopes, k, b, slope * inverse);
+    }
+  }
+  return !any_lane<C>(margin);
+}
+
+// Where they are longer: an input's coefficients are one record, its K+1 values a short row; a vector holds several.
+template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
+inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, const Evaluation<C> e) {
+  constexpr int lanes = Simd<C>::lanes, width = ceil_pow2(K + 1);
+  const C* records = knots.records;
+  const int degree = POLYNOMIAL_DEGREE >= 0 ? POLYNOMIAL_DEGREE : knots.degree, record_size = (degree + 1) * width;
+  Index<C> margin = {};
+  for (int b = 0; b < e.count; b += lanes) {
+    const V<C> points = load(e.x + b);
+    const Index<C> j = knots.template find_interval<0>(points);
+    const Index<C> row = knots.first_row(j);
+    margin |= row ^ (j - typename Simd<C>::Int(K));
+    store_rows(e.rows + b, row);
+    const V<C> inverse = lookup<C, 0>(knots.inverse_width, j);
+    const V<C> u = (points - lookup<C, 0>(knots.centre, j)) * inverse;
+    int32_t offset[lanes];
+    store_rows(offset, j * typename Simd<C>::Int(record_size));
+    V<C> values[width], slopes[width];
+    if constexpr (width <= lanes) {
+#pragma GCC unroll 8
+      for (int v = 0; v < width; ++v) {
+        const int32_t* first = offset + v * (lanes / width);
+        const V<C> own_u = repeat_lanes<C, width>(u, v * (lanes / width));
+        V<C> value = load_records<C, width>(records + degree * width, first), slope = {};
+        for (int p = degree - 1; p >= 0; --p) {
+          if constexpr (SLOPES) slope = slope * own_u + value;
+          value = value * own_u + load_records<C, width>(records + p * width, first);
+        }
+        values[v] = value;
+        slopes[v] = slope;
+      }
+      records_to_lanes<C, width>(values);
+      if constexpr (SLOPES) records_to_lanes<C, width>(slopes);
+    } else {
+      for (int k = 0; k <= K; ++k)
+        for (int lane = 0; lane < lanes; ++lane) {
+          const C* coefficient = records + offset[lane] + k;
+          C value = coefficient[degree * width], slope = 0;
+          for (int p = degree - 1; p >= 0; --p) {
+            slope = slope * u[lane] + value;
+            value = value * u[lane] + coefficient[p * width];
+          }
+          values[k][lane] = value;
+          slopes[k][lane] = slope;
+        }
+    }
+    for (int k = 0; k <= K; ++k) {
+      e.write(e.values, k, b, values[k]);
+      if constexpr (SLOPES) e.write(e.slopes, k, b, slopes[k] * inverse);
+    }
+  }
+  return !any_lane<C>(margin);
+}
+
+template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
+inline bool evaluate_by_degree(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
+#if KAN_VECTOR_BYTES == 64
+  if (tables.row_vectors == 1) return evaluate_permuting<C, K, 1, POLYNOMIAL_DEGREE, SLOPES>(tables.feature(i), e);
+  if (tables.row_vectors == 2) return evaluate_permuting<C, K, 2, POLYNOMIAL_DEGREE, SLOPES>(tables.feature(i), e);
+#endif
+  return evaluate_from_records<C, K, POLYNOMIAL_DEGREE, SLOPES>(tables.feature(i), e);
+}
+
+// The degrees of a first derivative and of what is not differentiated are worth their own loops.
+template <class C, int K>
+inline bool evaluate_specialised(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
+  if (e.slopes != nullptr)
+    return tables.degree == K ? evaluate_by_degree<C, K, K, true>(tables, i, e) : evaluate_by_degree<C, K, -1, true>(tables, i, e);
+  if (tables.degree == K) return evaluate_by_degree<C, K, K, false>(tables, i, e);
+  if (tables.degree == K - 1) return evaluate_by_degree<C, K, K - 1, false>(tables, i, e);
+  return evaluate_by_degree<C, K, -1, false>(tables, i, e);
+}
+
+// The values of derivative order n of one input in interval j, for any degree: Cox-de Boor up to degree K - n, then n
+// differences (A2.2 and A2.3). `basis` has room for K+1.
+template <class C>
+inline void general_values(const KnotTables<C>& tables, const C* t, C x, int j, int derivative, C* basis) {
   const int K = tables.K, J = tables.intervals;
-  const C* t = &tables.knots[i * tables.padded];
   const C range = t[J] - t[0];
   // Knots beyond either end belong to bases that do not exist; any increasing continuation serves.
   const auto knot = [&](int m) { return m < 0 ? t[0] + C(m) * range : m > J ? t[J] + C(m - J) * range : t[m]; };
@@ -333,39 +388,52 @@ inline void evaluate_general(const KnotTables<C>& tables, int64_t i, const C* x,
     const C span = knot(to) - knot(from);
     return span > 0 ? numerator / span : C(0);
   };
-  Buffer<C> n(K + 1);
-  for (int b0 = 0; b0 < count; b0 += lanes) {
-    const Index<C> interval = tables.template find_interval<0>(i, load(x + b0));
+  basis[0] = 1;
+  for (int d = 1; d <= K - derivative; ++d) {
+    C saved = 0;
+    for (int r = 0; r < d; ++r) {
+      const int left = j + 1 - d + r, right = j + r + 1;
+      const C part = over_span(basis[r], left, right);
+      basis[r] = saved + (knot(right) - x) * part;
+      saved = (x - knot(left)) * part;
+    }
+    basis[d] = saved;
+  }
+  for (int d = K - derivative + 1; d <= K; ++d) {
+    C saved = 0;
+    for (int r = 0; r < d; ++r) {
+      const int m = j - d + 1 + r;  // the basis of degree d - 1 that basis[r] belongs to
+      const C part = over_span(C(d) * basis[r], m, m + d);
+      basis[r] = saved - part;
+      saved = part;
+    }
+    basis[d] = saved;
+  }
+}
+
+// The same for any degree, one input at a time.
+template <class C>
+inline bool evaluate_general(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
+  const auto knots = tables.feature(i);
+  constexpr int lanes = Simd<C>::lanes;
+  const int K = tables.K;
+  Buffer<C> basis(K + 1);
+  for (int b0 = 0; b0 < e.count; b0 += lanes) {
+    const Index<C> interval = knots.template find_interval<0>(load(e.x + b0));
     for (int lane = 0; lane < lanes; ++lane) {
       const int b = b0 + lane, j = int(interval[lane]);
-      rows[b] = tables.first_row(j);
-      for (int k = 0; k <= K; ++k) values[k * stride + b] = tables.degree > 0 ? (x[b] - x[b]) * C(0) : C(0);
-      if (j == J) continue;
-      n[0] = 1;
-      for (int d = 1; d <= tables.degree; ++d) {
-        C saved = 0;
-        for (int r = 0; r < d; ++r) {
-          const int left = j + 1 - d + r, right = j + r + 1;
-          const C part = over_span(n[r], left, right);
-          n[r] = saved + (knot(right) - x[b]) * part;
-          saved = (x[b] - knot(left)) * part;
+      e.rows[b] = tables.first_row(j);
+      for (int order = tables.derivative; order <= tables.derivative + (e.slopes != nullptr ? 1 : 0); ++order) {
+        C* to = (order == tables.derivative ? e.values : e.slopes) + b;
+        for (int k = 0; k <= K; ++k) to[k * e.stride] = order < K ? (e.x[b] - e.x[b]) * C(0) : C(0);
+        if (j == tables.intervals || order > K) continue;
+        general_values(tables, knots.knots, e.x[b], j, order, basis.data);
+        for (int r = 0; r <= K; ++r) {
+          const int k = j - K + r - e.rows[b];
+          if (k >= 0 && k <= K) to[k * e.stride] = e.w != nullptr ? basis[r] * e.w[b] : basis[r];
         }
-        n[d] = saved;
-      }
-      for (int d = tables.degree + 1; d <= K; ++d) {
-        C saved = 0;
-        for (int r = 0; r < d; ++r) {
-          const int m = j - d + 1 + r;  // the basis of degree d - 1 that n[r] belongs to
-          const C part = over_span(C(d) * n[r], m, m + d);
-          n[r] = saved - part;
-          saved = part;
-        }
-        n[d] = saved;
-      }
-      for (int r = 0; r <= K; ++r) {
-        const int k = j - K + r - rows[b];
-        if (k >= 0 && k <= K) values[k * stride + b] = w != nullptr ? n[r] * w[b] : n[r];
       }
     }
   }
+  return false;
 }

@@ -1,203 +1,217 @@
-// The inner loops: live values x coefficient rows. Included by kernels.inl inside its namespace.
+// The inner loops: live values x coefficient rows, for the inputs of one feature and one tile of the outputs. Included by
+// kernels.inl inside its namespace.
 //
-// LIVE is the number of live rows where it is known at compile time, else -1 and `live` counts them. R is a tile's width in
-// vectors; Q rows are interleaved so that Q * R independent sums hide the latency of a multiply-add (4 cycles, 2 a cycle).
-// The base activation is row `live` of `values`, and has coefficients of its own.
+// Sorted, the inputs come in runs that read the same coefficient rows, which then stay in registers: for every input one
+// multiply-add a value and vector of the tile, and fewer than half as many loads. LIVE is the number of live rows where
+// it is known at compile time, else -1 and `live` counts them; R is the tile's width in vectors. The base activation is row
+// `live` of the values, and has coefficients of its own.
 
-// The evaluated inputs of a chunk of features: value k of (feature f, row b) at values[(f * (live + 1) + k) * STRIDE + b]. The
-// stride is a constant: with a variable one, the loops below run out of address registers.
+// How many vectors of a tile the registers hold beside the live rows, the base row and the vectors of one input.
+template <int LIVE>
+constexpr int widest_tile() {
+  constexpr int registers = KAN_VECTOR_BYTES == 64 ? 32 : 16;
+  int width = LIVE < 0 ? 1 : 4;
+  while (width > 1 && (LIVE + 2) * width + 1 >= registers) --width;
+  return width;
+}
+
+// A feature's inputs: value k of input b at values[k * STRIDE + b], k <= live; a constant stride saves address registers.
 template <class C, int STRIDE>
-struct Evaluated {
+struct Inputs {
   const C* values;
-  const int32_t* rows;  // first live coefficient row of (f, b) at rows[f * STRIDE + b]
-  int features, live;
+  const int32_t* first_rows;  // by input
+  int count, live;
+  Runs runs;
+  bool tail_sums;  // a value is the sum of its own and the following ones
 };
 
-// The coefficients of a tile packed for it: R vectors of row m of feature f at rows + (f * feature_rows + m) * R vectors.
+// The coefficients of one feature and tile: row m at rows + m * row_stride, times scale where there is one.
 template <class C>
-struct CoefPanel {
+struct CoefTile {
   const C* rows;
-  int64_t feature_rows;
-  const C* base;  // the base row of the first feature; null without a base activation
+  int64_t row_stride;
+  const C* base;   // null without a base activation
+  const C* scale;  // null where the rows need none
 };
 
-// y[b, tile] += sum over the chunk's features of values x coefficients. A chunk is summed by itself before it is added, so that
-// rounding errors grow with the chunk and the number of chunks, not with their product.
-template <class C, int LIVE, int R, int Q, int STRIDE>
-void forward_tile(const Evaluated<C, STRIDE>& e, const CoefPanel<C>& panel, int row_count, C* y, int64_t y_stride) {
-  constexpr int lanes = Simd<C>::lanes, width = R * lanes;
-  const int live = LIVE >= 0 ? LIVE : e.live;
-  const int64_t next_feature = panel.feature_rows * width;
-  for (int b = 0; b < row_count; b += Q) {
-    V<C> sum[Q][R] = {};
-    const C* value = e.values + b;
-    const int32_t* first = e.rows + b;
-    const C *coef = panel.rows, *base = panel.base;
-    for (int f = 0; f < e.features; ++f) {
-      const C* row[Q];
-      for (int q = 0; q < Q; ++q) row[q] = coef + int64_t(first[q]) * width;
-      for (int k = 0; k < live; ++k)
-        for (int q = 0; q < Q; ++q) {
-          const V<C> factor = broadcast(value[k * STRIDE + q]);
-          for (int r = 0; r < R; ++r) sum[q][r] += factor * load(row[q] + k * width + r * lanes);
-        }
-      if (base != nullptr) {
-        for (int q = 0; q < Q; ++q) {
-          const V<C> factor = broadcast(value[live * STRIDE + q]);
-          for (int r = 0; r < R; ++r) sum[q][r] += factor * load(base + r * lanes);
-        }
-        base += next_feature;
-      }
-      value += (live + 1) * STRIDE;
-      first += STRIDE;
-      coef += next_feature;
-    }
-    for (int q = 0; q < Q; ++q)
-      for (int r = 0; r < R; ++r) {
-        C* to = y + (b + q) * y_stride + r * lanes;
-        store<C>(to, load(to) + sum[q][r]);
-      }
+// A run's rows in registers.
+template <class C, int LIVE, int R>
+struct LiveRows {
+  V<C> spline[LIVE > 0 ? LIVE : 1][R], base[R];
+
+  [[gnu::always_inline]] explicit LiveRows(const CoefTile<C>& tile) {
+    for (int r = 0; r < R; ++r) base[r] = tile.base == nullptr ? V<C>{} : load(tile.base + r * Simd<C>::lanes);
   }
-}
-
-// Coefficients where the caller stores them: row m of feature f at coef + f * feature_stride + m * row_stride.
-template <class C>
-struct CoefInPlace {
-  const C* coef;
-  int64_t feature_stride, row_stride;
-  const C* base;  // null without a base activation
-  int64_t base_stride;
-  const C* scale;  // of the spline rows, null where there is none
-  int64_t scale_stride;
+  [[gnu::always_inline]] void read(const CoefTile<C>& tile, int32_t first) {
+    const C* from = tile.rows + first * tile.row_stride;
+    for (int k = 0; k < LIVE; ++k)
+      for (int r = 0; r < R; ++r) spline[k][r] = load(from + k * tile.row_stride + r * Simd<C>::lanes);
+    if (tile.scale == nullptr) return;
+    for (int r = 0; r < R; ++r) {
+      const V<C> scale = load(tile.scale + r * Simd<C>::lanes);
+      for (int k = 0; k < LIVE; ++k) spline[k][r] *= scale;
+    }
+  }
+  // Row k becomes row k minus row k - 1, the first none.
+  [[gnu::always_inline]] void subtract() {
+    for (int k = LIVE - 1; k > 0; --k)
+      for (int r = 0; r < R; ++r) spline[k][r] -= spline[k - 1][r];
+  }
 };
 
-// The same for few rows: one at a time, scaled on the way.
+// y[b, tile] += values x coefficients.
 template <class C, int LIVE, int R, int STRIDE>
-void forward_tile_in_place(const Evaluated<C, STRIDE>& e, const CoefInPlace<C>& tile, int row_count, C* y, int64_t y_stride) {
+void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   constexpr int lanes = Simd<C>::lanes;
-  const int live = LIVE >= 0 ? LIVE : e.live;
-  for (int b = 0; b < row_count; ++b) {
-    V<C> sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = load(y + b * y_stride + r * lanes);
-    for (int f = 0; f < e.features; ++f) {
-      const C* value = e.values + f * (live + 1) * STRIDE + b;
-      const C* row = tile.coef + f * tile.feature_stride + e.rows[f * STRIDE + b] * tile.row_stride;
-      V<C> spline[R] = {};
-      for (int k = 0; k < live; ++k)
-        for (int r = 0; r < R; ++r) spline[r] += broadcast(value[k * STRIDE]) * load(row + k * tile.row_stride + r * lanes);
-      for (int r = 0; r < R; ++r)
-        sum[r] += tile.scale == nullptr ? spline[r] : spline[r] * load(tile.scale + f * tile.scale_stride + r * lanes);
-      if (tile.base != nullptr)
-        for (int r = 0; r < R; ++r)
-          sum[r] += broadcast(value[live * STRIDE]) * load(tile.base + f * tile.base_stride + r * lanes);
-    }
-    for (int r = 0; r < R; ++r) store<C>(y + b * y_stride + r * lanes, sum[r]);
-  }
-}
-
-// result[b * result_stride + f] += sum over the tile of (values x coefficients) g. The products of `lanes` features are kept as
-// vectors and summed over their lanes together, by a transposition: a third of the instructions of a sum by itself.
-template <class C, int LIVE, int R, int Q, int STRIDE>
-void backward_input_tile(const Evaluated<C, STRIDE>& e, const CoefPanel<C>& panel, int row_count, const C* g,
-                         int64_t g_stride, C* result, int64_t result_stride) {
-  constexpr int lanes = Simd<C>::lanes, width = R * lanes;
-  const int live = LIVE >= 0 ? LIVE : e.live;
-  const int64_t next_feature = panel.feature_rows * width;
-  V<C> products[Q][lanes];
-  for (int b = 0; b < row_count; b += Q) {
-    V<C> gradient[Q][R];
-    for (int q = 0; q < Q; ++q)
-      for (int r = 0; r < R; ++r) gradient[q][r] = load(g + (b + q) * g_stride + r * lanes);
-    const C* value = e.values + b;
-    const int32_t* first = e.rows + b;
-    const C *coef = panel.rows, *base = panel.base;
-    for (int f0 = 0; f0 < e.features; f0 += lanes) {
-      const int group = e.features - f0 < lanes ? e.features - f0 : lanes;
-      for (int f = 0; f < group; ++f) {
-        for (int q = 0; q < Q; ++q) {
-          const C* row = coef + int64_t(first[q]) * width;
-          V<C> slope[R] = {};
-          if (base != nullptr) {
-            const V<C> factor = broadcast(value[live * STRIDE + q]);
-            for (int r = 0; r < R; ++r) slope[r] = factor * load(base + r * lanes);
-          }
-          for (int k = 0; k < live; ++k) {
-            const V<C> factor = broadcast(value[k * STRIDE + q]);
-            for (int r = 0; r < R; ++r) slope[r] += factor * load(row + k * width + r * lanes);
-          }
-          V<C> sum = slope[0] * gradient[q][0];
-          for (int r = 1; r < R; ++r) sum += slope[r] * gradient[q][r];
-          products[q][f] = sum;
-        }
-        if (base != nullptr) base += next_feature;
-        value += (live + 1) * STRIDE;
-        first += STRIDE;
-        coef += next_feature;
-      }
-      for (int q = 0; q < Q; ++q) {
-        C* to = result + (b + q) * result_stride + f0;
-        if (2 * group <= lanes) {
-          for (int f = 0; f < group; ++f) to[f] += sum_lanes<C>(products[q][f]);
-        } else {
-          for (int f = group; f < lanes; ++f) products[q][f] = V<C>{};
-          store<C>(to, load(to) + sum_each<C>(products[q]));
-        }
-      }
-    }
-  }
-}
-
-// One feature's inputs in the order of their first live row: bucket m holds order[start[m]] .. order[start[m+1]-1].
-struct Buckets {
-  const int32_t* order;
-  const int32_t* start;
-  int count;
-};
-
-// gradient[m, tile] += sum over the rows of values x g, for one feature; base_gradient likewise. A bucket's live rows of
-// the gradient stay in registers while its inputs pass: no scatter, and one order of summation. As in forward_tile, what a
-// block adds is summed by itself first.
-template <class C, int LIVE, int R, int STRIDE>
-void backward_coef_tile(const C* values, const Buckets& buckets, const C* g, int64_t g_stride,
-                        C* gradient, int64_t gradient_stride, C* base_gradient) {
-  constexpr int lanes = Simd<C>::lanes;
-  V<C> base[R] = {};
-  for (int m = 0; m < buckets.count; ++m) {
-    if (buckets.start[m] == buckets.start[m + 1]) continue;
-    V<C> sum[LIVE > 0 ? LIVE : 1][R] = {};
-    for (int position = buckets.start[m]; position < buckets.start[m + 1]; ++position) {
-      const int32_t b = buckets.order[position];
-      const C* value = values + b;
-      const C* source = g + b * g_stride;
-      V<C> gv[R];
-      for (int r = 0; r < R; ++r) gv[r] = load(source + r * lanes);
+  const Runs& runs = inputs.runs;
+  LiveRows<C, LIVE, R> rows(tile);
+  for (int run = 0; run < runs.count; ++run) {
+    rows.read(tile, runs.first[run]);
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
+      const C* value = inputs.values + b;
+      C* to = y + b * y_stride;
+      V<C> sum[R];
+      for (int r = 0; r < R; ++r) sum[r] = load(to + r * lanes);
       for (int k = 0; k < LIVE; ++k) {
+        const V<C> factor = broadcast(value[k * STRIDE]);
+        for (int r = 0; r < R; ++r) sum[r] += factor * rows.spline[k][r];
+      }
+      const V<C> factor = broadcast(value[LIVE * STRIDE]);
+      for (int r = 0; r < R; ++r) store<C>(to + r * lanes, sum[r] + factor * rows.base[r]);
+    }
+  }
+}
+
+// The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
+// measures as much as the sort, and more than it where runs are short.
+template <class C, int LIVE, int R, bool SCALED, int STRIDE>
+void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> base[R], scale[R];
+  for (int r = 0; r < R; ++r) {
+    base[r] = tile.base == nullptr ? V<C>{} : load(tile.base + r * lanes);
+    if (SCALED) scale[r] = load(tile.scale + r * lanes);
+  }
+  for (int64_t b = 0; b < inputs.count; ++b) {
+    const C *value = inputs.values + b, *row = tile.rows + inputs.first_rows[b] * tile.row_stride;
+    C* to = y + b * y_stride;
+    V<C> sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = SCALED ? V<C>{} : load(to + r * lanes);
+    for (int k = 0; k < LIVE; ++k) {
+      const V<C> factor = broadcast(value[k * STRIDE]);
+      for (int r = 0; r < R; ++r) sum[r] += factor * load(row + k * tile.row_stride + r * lanes);
+    }
+    const V<C> factor = broadcast(value[LIVE * STRIDE]);
+    for (int r = 0; r < R; ++r) {
+      if (SCALED) sum[r] = load(to + r * lanes) + sum[r] * scale[r];
+      store<C>(to + r * lanes, sum[r] + factor * base[r]);
+    }
+  }
+}
+
+// products[b * lanes + l] = the part of sum over the tile of (values x coefficients) g that lane l holds.
+//
+// A derivative's values sum to 0 over the K+1 bases, so that sum_k v_k c_k = sum_{k>0} (v_k + .. + v_K) (c_k - c_{k-1}): with
+// DIFFERENCED the values are these tail sums, and there is one row less.
+template <class C, int LIVE, int R, bool DIFFERENCED, int STRIDE>
+void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
+  constexpr int lanes = Simd<C>::lanes;
+  const Runs& runs = inputs.runs;
+  LiveRows<C, LIVE, R> rows(tile);
+  for (int run = 0; run < runs.count; ++run) {
+    rows.read(tile, runs.first[run]);
+    if constexpr (DIFFERENCED) rows.subtract();
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
+      const C* value = inputs.values + b;
+      V<C> gradient[R];
+      for (int r = 0; r < R; ++r) gradient[r] = load(g + b * g_stride + r * lanes);
+      V<C> dot = rows.base[0] * gradient[0];
+      for (int r = 1; r < R; ++r) dot += rows.base[r] * gradient[r];
+      V<C> sums[2] = {broadcast(value[LIVE * STRIDE]) * dot, V<C>{}};  // one chain of additions would take 10% longer
+      for (int k = DIFFERENCED; k < LIVE; ++k) {
+        dot = rows.spline[k][0] * gradient[0];
+        for (int r = 1; r < R; ++r) dot += rows.spline[k][r] * gradient[r];
+        V<C>& sum = sums[(k + 1 - DIFFERENCED) % 2];
+        sum = k == DIFFERENCED ? broadcast(value[k * STRIDE]) * dot : sum + broadcast(value[k * STRIDE]) * dot;
+      }
+      const V<C> sum = sums[0] + sums[1];
+      store<C>(products + b * lanes, sum);
+    }
+  }
+}
+
+// gradient[m, tile] += sum over the inputs of values x g; base_gradient likewise. What a run adds is summed by itself before
+// it is added, so that rounding errors grow with the run and the number of runs, not with their product.
+template <class C, int LIVE, int R, int STRIDE>
+void backward_coef_tile(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_stride, C* gradient, int64_t gradient_stride,
+                        C* base_gradient) {
+  constexpr int lanes = Simd<C>::lanes;
+  const Runs& runs = inputs.runs;
+  for (int run = 0; run < runs.count; ++run) {
+    V<C> sum[LIVE + 1][R] = {};
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
+      const C* value = inputs.values + b;
+      V<C> gv[R];
+      for (int r = 0; r < R; ++r) gv[r] = load(g + b * g_stride + r * lanes);
+      for (int k = 0; k <= LIVE; ++k) {
         const V<C> factor = broadcast(value[k * STRIDE]);
         for (int r = 0; r < R; ++r) sum[k][r] += factor * gv[r];
       }
-      const V<C> factor = broadcast(value[LIVE * STRIDE]);
-      for (int r = 0; r < R; ++r) base[r] += factor * gv[r];
     }
-    for (int k = 0; k < LIVE; ++k)
+    for (int k = 0; k <= LIVE; ++k)
       for (int r = 0; r < R; ++r) {
-        C* to = gradient + (m + k) * gradient_stride + r * lanes;
+        C* to = (k < LIVE ? gradient + (runs.first[run] + k) * gradient_stride : base_gradient) + r * lanes;
         store<C>(to, load(to) + sum[k][r]);
       }
   }
-  for (int r = 0; r < R; ++r) store<C>(base_gradient + r * lanes, load(base_gradient + r * lanes) + base[r]);
 }
 
-// The same for a degree without a specialisation: the gradient's rows live in L1 instead of registers.
-template <class C>
-void backward_coef_tile_general(const C* values, int64_t stride, int live, const Buckets& buckets, const C* g,
-                                int64_t g_stride, C* gradient, int64_t gradient_stride, C* base_gradient) {
-  for (int m = 0; m < buckets.count; ++m)
-    for (int position = buckets.start[m]; position < buckets.start[m + 1]; ++position) {
-      const int32_t b = buckets.order[position];
+// The same three, one vector wide, for a degree without a specialisation: the rows stay in L1.
+
+template <class C, int STRIDE>
+void forward_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(tile.scale);
+  const V<C> base = tile.base == nullptr ? V<C>{} : load(tile.base);
+  for (int64_t b = 0; b < inputs.count; ++b) {
+    V<C> spline = {};
+    for (int k = 0; k < inputs.live; ++k)
+      spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.rows + (inputs.first_rows[b] + k) * tile.row_stride);
+    C* to = y + b * y_stride;
+    store<C>(to, load(to) + spline * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
+  }
+}
+
+template <class C, int STRIDE>
+void backward_input_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
+                                 C* products) {
+  const Runs& runs = inputs.runs;
+  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(tile.scale);
+  const V<C> base = tile.base == nullptr ? V<C>{} : load(tile.base);
+  for (int run = 0; run < runs.count; ++run)
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
+      V<C> slope = {};
+      for (int k = 0; k < inputs.live; ++k)
+        slope += broadcast(inputs.values[k * STRIDE + b]) * load(tile.rows + (runs.first[run] + k) * tile.row_stride);
+      slope = slope * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base;
+      store<C>(products + b * Simd<C>::lanes, slope * load(g + b * g_stride));
+    }
+}
+
+template <class C, int STRIDE>
+void backward_coef_tile_general(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_stride, C* gradient,
+                                int64_t gradient_stride, C* base_gradient) {
+  const Runs& runs = inputs.runs;
+  for (int run = 0; run < runs.count; ++run)
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
       const V<C> gv = load(g + b * g_stride);
-      for (int k = 0; k <= live; ++k) {
-        C* row = k < live ? gradient + (m + k) * gradient_stride : base_gradient;
-        store<C>(row, load(row) + broadcast(values[k * stride + b]) * gv);
+      for (int k = 0; k <= inputs.live; ++k) {
+        C* row = k < inputs.live ? gradient + (runs.first[run] + k) * gradient_stride : base_gradient;
+        store<C>(row, load(row) + broadcast(inputs.values[k * STRIDE + b]) * gv);
       }
     }
 }

@@ -1,83 +1,111 @@
-// The inputs of a chunk of features, read and evaluated. Included by kernels.inl inside its namespace.
+// The inputs of a chunk of features, read, evaluated and sorted. Included by kernels.inl inside its namespace.
 
-// Inputs of a chunk of features, transposed to (feature, row), and their evaluation; at most STRIDE rows.
+// At most STRIDE rows of a chunk of features, transposed to (feature, row), of which a group is evaluated at a time.
 template <class C, int STRIDE>
 struct EvaluationScratch {
   const Layer<C>& layer;
   const int live;
-  Buffer<C> x, w, values;
-  Buffer<int32_t> rows;
+  const bool with_slopes, sorts;
+  Buffer<C> x, w, values, slopes;
+  Buffer<uint8_t> interior;  // of a feature's evaluation: every input has K+1 bases
+  RunScratch<STRIDE> sorted;
   int64_t first_feature = 0;
-  int count = 0;  // of rows, padded
+  int row_count = 0, padded = 0;
 
-  // Reads `read_features` at a time and keeps the evaluation of `evaluated_features`.
-  EvaluationScratch(const Layer<C>& layer_, int64_t read_features, int64_t evaluated_features)
-      : layer(layer_), live(layer.live), x(read_features * STRIDE), w(read_features * STRIDE),
-        values(evaluated_features * (live + 1) * STRIDE), rows(evaluated_features * STRIDE) {}
+  EvaluationScratch(const Layer<C>& layer_, int64_t chunk, int64_t group, bool with_slopes_, bool sorts_)
+      : layer(layer_), live(layer.live), with_slopes(with_slopes_), sorts(sorts_), x(chunk * STRIDE),
+        w(layer.problem.w.data == nullptr ? 0 : chunk * STRIDE), values(group * (live + 1) * STRIDE),
+        slopes(with_slopes ? group * (live + 1) * STRIDE : 0), interior(group), sorted(group, layer.buckets()) {}
 
-  void read(int64_t first_row, int64_t row_count, int64_t first_feature_, int64_t features) {
+  void read(int64_t first_row, int64_t rows, int64_t first_feature_, int64_t features) {
     first_feature = first_feature_;
-    count = int(divide_up(row_count, kRowMultiple) * kRowMultiple);
-    read_operand(layer.problem.x, x, first_row, row_count, features);
-    if (layer.problem.w.data != nullptr) read_operand(layer.problem.w, w, first_row, row_count, features);
+    row_count = int(rows);
+    padded = int(divide_up(rows, Simd<C>::lanes) * Simd<C>::lanes);
+    const Problem& p = layer.problem;
+    read_transposed(p.storage, p.x, first_row, row_count, padded, first_feature, features, x.data, STRIDE);
+    if (p.w.data != nullptr) read_transposed(p.storage, p.w, first_row, row_count, padded, first_feature, features, w.data, STRIDE);
   }
 
-  // The evaluation of the features from..from + features of those read.
-  Evaluated<C, STRIDE> evaluate(int64_t from, int64_t features) {
+  // Evaluates and, if asked to, sorts the features from..from + features of those read.
+  void evaluate(int64_t from, int64_t features) {
     for (int64_t f = 0; f < features; ++f) {
-      const C* points = &x[(from + f) * STRIDE];
-      const C* weights = layer.problem.w.data != nullptr ? &w[(from + f) * STRIDE] : nullptr;
-      C* destination = &values[f * (live + 1) * STRIDE];
-      evaluate_spline(layer.tables, layer.tables.table_of[first_feature + from + f], points, weights, destination, &rows[f * STRIDE]);
-      C* base = destination + live * STRIDE;
-      for (int b = 0; b < count; b += Simd<C>::lanes) {
-        const V<C> value = layer.activation(load(points + b));
-        store<C>(base + b, weights != nullptr ? value * load(weights + b) : value);
-      }
+      const int64_t own = f * (live + 1) * STRIDE;
+      const Evaluation<C> e = {&x[(from + f) * STRIDE], layer.problem.w.data != nullptr ? &w[(from + f) * STRIDE] : nullptr,
+                               padded, &values[own], with_slopes ? &slopes[own] : nullptr, STRIDE, sorted.keys(f)};
+      interior[f] = evaluate_spline(layer.tables, layer.tables.table_of[first_feature + from + f], e);
+      evaluate_base(e);
     }
-    return {values.data, rows.data, int(features), live};
+    if (sorts) sorted.sort(features, row_count);
+  }
+
+  // Feature f of those evaluated last: the values of order n.
+  Inputs<C, STRIDE> inputs(int64_t f) const { return inputs_of(values.data, f, false); }
+
+  // What the gradient with respect to the inputs takes: the slopes if they were evaluated, else the values.
+  Inputs<C, STRIDE> input_gradient_inputs(int64_t f) const {
+    return inputs_of(with_slopes ? slopes.data : values.data, f, has_tail_sums(f));
+  }
+
+  // Once after a feature's evaluation, which leaves the values as they are: no operator takes both.
+  void prepare_input_gradient(int64_t f) {
+    C* v = (with_slopes ? slopes : values).data + f * (live + 1) * STRIDE;
+    for (int k = live - 2; has_tail_sums(f) && k > 0; --k)
+      for (int b = 0; b < padded; b += Simd<C>::lanes)
+        store<C>(v + k * STRIDE + b, load(v + k * STRIDE + b) + load(v + (k + 1) * STRIDE + b));
   }
 
   bool is_finite(int64_t feature) const {
     Index<C> bad = {};
-    for (int b = 0; b < count; b += Simd<C>::lanes) {
+    for (int b = 0; b < padded; b += Simd<C>::lanes) {
       const V<C> points = load(&x[feature * STRIDE + b]);
       bad |= (Index<C>)(points - points != V<C>{});
     }
-    bool finite = true;
-    for (int lane = 0; lane < Simd<C>::lanes; ++lane) finite &= bad[lane] == 0;
-    return finite;
+    return !any_lane<C>(bad);
   }
 
  private:
-  // Row b of feature f is element (first_row + b, first_feature + f); padding is 0.
-  void read_operand(const Operand& source, Buffer<C>& destination, int64_t first_row, int64_t row_count, int64_t features) {
-    with_storage(layer.problem.storage, [&](auto tag) {
-      const auto* from = static_cast<const decltype(tag)*>(source.data) + first_feature * source.stride[1];
-      for (int64_t b = 0; b < row_count; ++b)
-        for (int64_t f = 0; f < features; ++f)
-          destination[f * STRIDE + b] = widen<C>(from[(first_row + b) * source.stride[0] + f * source.stride[1]]);
-    });
-    for (int64_t f = 0; f < features; ++f)
-      for (int64_t b = row_count; b < count; ++b) destination[f * STRIDE + b] = C(0);
+  Inputs<C, STRIDE> inputs_of(const C* v, int64_t f, bool tail_sums) const {
+    return {v + f * (live + 1) * STRIDE, sorted.keys(f), row_count, live, sorted.runs(f), tail_sums};
   }
 
-  void evaluate_spline(const KnotTables<C>& tables, int64_t i, const C* points, const C* weights, C* destination,
-                       int32_t* row) {
+  // A derivative's, on inputs whose K+1 bases all exist.
+  bool has_tail_sums(int64_t f) const {
+    return live > 1 && interior[f] && (with_slopes || layer.problem.derivative > 0);
+  }
+
+  void evaluate_base(const Evaluation<C> e) const {
+    const bool has_base = layer.has_base();
+    const BaseActivation<C>&activation = layer.activation, &next_activation = layer.next_activation;
+    for (int b = 0; b < e.count; b += Simd<C>::lanes) {
+      V<C> value = {}, slope = {};
+      if (has_base && e.slopes != nullptr)
+        activation(load(e.x + b), next_activation, value, slope);
+      else if (has_base)
+        value = activation(load(e.x + b));
+      if (e.w != nullptr && has_base) {
+        value *= load(e.w + b);
+        slope *= load(e.w + b);
+      }
+      store<C>(e.values + live * STRIDE + b, value);
+      if (e.slopes != nullptr) store<C>(e.slopes + live * STRIDE + b, slope);
+    }
+  }
+
+  bool evaluate_spline(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
     if (live == 0) {
-      for (int b = 0; b < count; ++b) row[b] = 0;
-      return;
+      for (int b = 0; b < padded; ++b) e.rows[b] = 0;
+      return true;
     }
     switch (tables.specialised() ? tables.K : 0) {
 #define KAN_EVALUATE(K) \
-  case K: return evaluate_specialised<C, K>(tables, i, points, weights, count, destination, STRIDE, row)
+  case K: return evaluate_specialised<C, K>(tables, i, e)
       KAN_EVALUATE(1);
       KAN_EVALUATE(2);
       KAN_EVALUATE(3);
       KAN_EVALUATE(4);
       KAN_EVALUATE(5);
 #undef KAN_EVALUATE
-      default: return evaluate_general(tables, i, points, weights, count, destination, STRIDE, row);
+      default: return evaluate_general(tables, i, e);
     }
   }
 };

@@ -6,5 +6,4 @@
 #define KAN_VECTOR_BYTES 16
 #include "kernels.inl"
 
-const kan::KernelSet kan::kBaselineKernels = {"baseline", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_input_any,
-                                       &KAN_NAMESPACE::backward_coef_any};
+const kan::KernelSet kan::kBaselineKernels = {"baseline", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_any};

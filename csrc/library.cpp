@@ -7,6 +7,7 @@ STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("spline_forward", TORCH_BOX(&kan::spline_forward));
   m.impl("spline_backward_input", TORCH_BOX(&kan::spline_backward_input));
   m.impl("spline_backward_coef", TORCH_BOX(&kan::spline_backward_coef));
+  m.impl("spline_backward", TORCH_BOX(&kan::spline_backward));
 }
 
 extern "C" __attribute__((visibility("default"))) int kan_kernels_select_instruction_set(int level) {

@@ -114,6 +114,22 @@ Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
 // An empty sum, or nothing to compute: the loops assume at least one feature and one output.
 bool is_trivial(const Problem& p) { return p.I == 0 || p.O == 0; }
 
+// The gradients of the parameters as empty tensors, of no element where they are not needed; the problem writes to them.
+struct CoefGradients {
+  Tensor coef, scaler, base;
+
+  CoefGradients(Problem& p, const Tensor& like, bool need_coef, bool need_scaler, bool need_base)
+      : coef(need_coef ? new_empty(like, {p.I, p.G + p.K, p.O}) : new_empty(like, {0})),
+        scaler(need_scaler ? new_empty(like, {p.I, p.O}) : new_empty(like, {0})),
+        base(need_base ? new_empty(like, {p.I, p.O}) : new_empty(like, {0})) {
+    STD_TORCH_CHECK(!need_scaler || (p.coef.data != nullptr && p.scaler.data != nullptr) || is_trivial(p),
+                    "kan_kernels: the gradient of the scaler needs coef and scaler");
+    if (need_coef) p.coef_gradient = coef.mutable_data_ptr();
+    if (need_scaler) p.scaler_gradient = scaler.mutable_data_ptr();
+    if (need_base) p.base_gradient = base.mutable_data_ptr();
+  }
+};
+
 int64_t degree_of(const Tensor& coef, const Tensor& grid) {
   STD_TORCH_CHECK(coef.dim() == 3 && grid.dim() == 2, "kan_kernels: coef must have three dimensions and grid two");
   return grid.size(1) - coef.size(1) - 1;
@@ -154,7 +170,7 @@ Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coe
   if (is_trivial(p)) return new_zeros(x, {p.N, p.I});
   Tensor gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = gradient.mutable_data_ptr();
-  kernels().backward_input(p, parallel_for);
+  kernels().backward(p, parallel_for);
   return gradient;
 }
 
@@ -168,17 +184,30 @@ std::tuple<Tensor, Tensor, Tensor> spline_backward_coef(
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
   p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
   p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  STD_TORCH_CHECK(!need_scaler || (coef.has_value() && scaler.has_value()),
-                  "kan_kernels: the gradient of the scaler needs coef and scaler");
-  Tensor coef_gradient = need_coef ? new_empty(x, {p.I, p.G + p.K, p.O}) : new_empty(x, {0});
-  Tensor scaler_gradient = need_scaler ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
-  Tensor base_gradient = need_base ? new_empty(x, {p.I, p.O}) : new_empty(x, {0});
-  if (is_trivial(p)) return {coef_gradient, scaler_gradient, base_gradient};  // none of them has an element
-  if (need_coef) p.coef_gradient = coef_gradient.mutable_data_ptr();
-  if (need_scaler) p.scaler_gradient = scaler_gradient.mutable_data_ptr();
-  if (need_base) p.base_gradient = base_gradient.mutable_data_ptr();
-  kernels().backward_coef(p, parallel_for);
-  return {coef_gradient, scaler_gradient, base_gradient};
+  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
+  if (!is_trivial(p)) kernels().backward(p, parallel_for);
+  return {gradients.coef, gradients.scaler, gradients.base};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& coef, const std::optional<Tensor>& scaler,
+    const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative,
+    bool need_coef, bool need_scaler, bool need_base) {
+  STD_TORCH_CHECK(g.dim() == 2, "kan_kernels: g must have two dimensions");
+  Problem p = problem_of(x, g.size(1), grid, degree_of(coef, grid), activation, derivative);
+  p.w = operand(w, "w", {p.N, p.I}, p.storage);
+  p.g = operand(g, "g", {p.N, p.O}, p.storage);
+  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
+  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  STD_TORCH_CHECK(derivative < kMaxDerivative, "kan_kernels: derivative must be in 0..", kMaxDerivative - 1);
+  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
+  if (is_trivial(p)) return {new_zeros(x, {p.N, p.I}), gradients.coef, gradients.scaler, gradients.base};
+  Tensor input_gradient = new_empty(x, {p.N, p.I});
+  p.input_gradient = input_gradient.mutable_data_ptr();
+  p.input_gradient_of_next_order = true;
+  kernels().backward(p, parallel_for);
+  return {input_gradient, gradients.coef, gradients.scaler, gradients.base};
 }
 
 }  // namespace kan

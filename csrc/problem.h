@@ -29,6 +29,8 @@ struct Problem {
   Operand base_weight;   // (I, O) or absent: no base activation
   Operand grid;          // (I, G+2K+1)
   Operand g;             // (N, O)
+  // The gradient with respect to the inputs takes derivative + 1, so that it comes with the coefficients' of `derivative`.
+  bool input_gradient_of_next_order;
   // Outputs, contiguous; the ones not asked for are null.
   void* y = nullptr;                 // (N, O)
   void* input_gradient = nullptr;    // (N, I)
@@ -40,12 +42,11 @@ struct Problem {
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
-// The three operators, once per instruction set.
+// The kernels, once per instruction set.
 struct KernelSet {
   const char* name;
   void (*forward)(const Problem&, ParallelFor);
-  void (*backward_input)(const Problem&, ParallelFor);
-  void (*backward_coef)(const Problem&, ParallelFor);
+  void (*backward)(const Problem&, ParallelFor);
 };
 
 extern const KernelSet kBaselineKernels;

@@ -39,6 +39,52 @@ inline V<C> broadcast(C value) {
   return value - V<C>{};  // minus zero is no instruction, plus zero is one: it turns -0 into 0
 }
 
+// a < b ? a : b and a > b ? a : b, so b where a is NaN: written so, compilers take a comparison and a blend.
+template <class C>
+inline V<C> min_of(V<C> a, V<C> b) {
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4)
+    return (V<C>)_mm512_min_ps((__m512)a, (__m512)b);
+  else
+    return (V<C>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+template <class C>
+inline V<C> max_of(V<C> a, V<C> b) {
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4)
+    return (V<C>)_mm512_max_ps((__m512)a, (__m512)b);
+  else
+    return (V<C>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class C>
+inline Index<C> min_of(Index<C> a, Index<C> b) {
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4)
+    return (Index<C>)_mm512_min_epi32((__m512i)a, (__m512i)b);
+  else
+    return (Index<C>)_mm512_min_epi64((__m512i)a, (__m512i)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+template <class C>
+inline Index<C> max_of(Index<C> a, Index<C> b) {
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4)
+    return (Index<C>)_mm512_max_epi32((__m512i)a, (__m512i)b);
+  else
+    return (Index<C>)_mm512_max_epi64((__m512i)a, (__m512i)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // table[index] per lane. ROW_VECTORS > 0: the table is that many vectors long, and the lookup permutes registers.
 template <class C, int ROW_VECTORS>
 inline V<C> lookup(const C* table, Index<C> index) {
@@ -95,7 +141,7 @@ inline C sum_lanes(V<C> v) {
 #endif
 }
 
-// Which lanes of a pair of vectors sum_each adds: from blocks of `half` lanes, the low ones of both vectors in turn.
+// From blocks of `half` lanes, the low ones of a pair of vectors in turn; the high ones are HALF further on.
 template <class C, int HALF>
 inline Index<C> interleaved_halves() {
   Index<C> index = {};
@@ -104,12 +150,25 @@ inline Index<C> interleaved_halves() {
     index[l] = (l / HALF / 2) * 2 * HALF + l % HALF + (l / HALF % 2 == 1 ? Simd<C>::lanes : 0);
   return index;
 }
+// Lanes whose HALF-block is the second of two.
+template <class C, int HALF>
+inline Index<C> second_halves() {
+  Index<C> mask = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) mask[l] = l / HALF % 2 == 1 ? -1 : 0;
+  return mask;
+}
+// Sums of a pair's halves: the first vector's in the low ones, the second's in the high ones. One shuffle and one blend: two
+// shuffles would wait for the one port that has them.
 template <class C, int HALF>
 inline void add_halves(V<C>* v) {
-  const Index<C> low = interleaved_halves<C, HALF>();
+  const Index<C> second = second_halves<C, HALF>();
+  const Index<C> crosswise = interleaved_halves<C, HALF>() + (second ? Index<C>{} : Index<C>{} + HALF);
 #pragma GCC unroll 16
-  for (int f = 0; f < HALF; ++f)
-    v[f] = __builtin_shuffle(v[f], v[f + HALF], low) + __builtin_shuffle(v[f], v[f + HALF], low + HALF);
+  for (int f = 0; f < HALF; ++f) {
+    const V<C> kept = second ? v[f + HALF] : v[f];
+    v[f] = kept + __builtin_shuffle(v[f], v[f + HALF], crosswise);
+  }
 }
 // Lane f of the result is the sum of the lanes of v[f], for as many vectors as there are lanes; v is used up.
 template <class C>
@@ -120,6 +179,83 @@ inline V<C> sum_each(V<C>* v) {
   if constexpr (lanes >= 4) add_halves<C, 2>(v);
   add_halves<C, 1>(v);
   return v[0];
+}
+
+// Blocks of 2 HALF x 2 HALF exchange their off-diagonal quarters.
+template <class C, int HALF>
+inline void exchange_quarters(V<C>* v) {
+  const Index<C> low = interleaved_halves<C, HALF>();
+#pragma GCC unroll 16
+  for (int r = 0; r < Simd<C>::lanes; ++r)
+    if ((r & HALF) == 0) {
+      const V<C> top = v[r], bottom = v[r + HALF];
+      v[r] = __builtin_shuffle(top, bottom, low);
+      v[r + HALF] = __builtin_shuffle(top, bottom, low + HALF);
+    }
+}
+// to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors.
+template <class C>
+inline void transpose_block(const C* from, int64_t from_stride, C* to, int64_t to_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> v[lanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes; ++r) v[r] = load(from + r * from_stride);
+  if constexpr (lanes >= 16) exchange_quarters<C, 8>(v);
+  if constexpr (lanes >= 8) exchange_quarters<C, 4>(v);
+  if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
+  exchange_quarters<C, 1>(v);
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes; ++r) store<C>(to + r * to_stride, v[r]);
+}
+
+// Rows of W entries, row r at base + offset[r], side by side in one vector.
+template <class C, int W>
+inline V<C> load_records(const C* base, const int32_t* offset) {
+  constexpr int bytes = W * int(sizeof(C));
+  if constexpr (bytes == KAN_VECTOR_BYTES) return load(base + offset[0]);
+#if KAN_VECTOR_BYTES == 64
+  const auto quarter = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
+  const auto half = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base + offset[r])); };
+  if constexpr (bytes == 32) return (V<C>)_mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
+  if constexpr (bytes == 16)
+    return (V<C>)_mm512_inserti32x4(
+        _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(quarter(0)), quarter(1), 1), quarter(2), 2), quarter(3), 3);
+  if constexpr (bytes == 8)
+    return (V<C>)_mm512_i32gather_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)), base, sizeof(C));
+#elif KAN_VECTOR_BYTES == 32
+  const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
+  if constexpr (bytes == 16) return (V<C>)_mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(1), 1);
+  if constexpr (bytes == 8)
+    return (V<C>)_mm256_i32gather_epi64(reinterpret_cast<const long long*>(base),
+                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)), sizeof(C));
+#endif
+  V<C> rows;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) rows[lane] = base[offset[lane / W] + lane % W];
+  return rows;
+}
+// Lanes first, first + 1, ..., each W times.
+template <class C, int W>
+inline V<C> repeat_lanes(V<C> v, int first) {
+  Index<C> index = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
+  return __builtin_shuffle(v, index + typename Simd<C>::Int(first));
+}
+// From W vectors that hold the rows (of W entries) of as many inputs as there are lanes, to W vectors of one entry each.
+template <class C, int W>
+inline void records_to_lanes(V<C>* v) {
+  Index<C> even;
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) even[l] = 2 * l;
+#pragma GCC unroll 4
+  for (int step = 1; step < W; step *= 2)
+#pragma GCC unroll 8
+    for (int r = 0; r < W; ++r)
+      if ((r & step) == 0) {
+        const V<C> low = v[r], high = v[r + step];
+        v[r] = __builtin_shuffle(low, high, even);
+        v[r + step] = __builtin_shuffle(low, high, even + 1);
+      }
 }
 
 struct BFloat16 {
@@ -158,26 +294,33 @@ inline C widen(Float16 value) {
 }
 
 template <class S>
-inline S narrow(double value) { return static_cast<S>(value); }
+S round_to(float value);
 template <>
-inline BFloat16 narrow<BFloat16>(double value) {
-  const uint32_t bits = float_to_bits(static_cast<float>(value));
-  if ((bits & 0x7fffffff) > 0x7f800000) return {uint16_t((bits >> 16) | 0x40)};
-  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+inline BFloat16 round_to<BFloat16>(float value) {
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t quiet_nan = (bits >> 16) | 0x40, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {uint16_t((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded)};
 }
 template <>
-inline Float16 narrow<Float16>(double value) {
-  const uint32_t bits = float_to_bits(static_cast<float>(value));
+inline Float16 round_to<Float16>(float value) {
+  const uint32_t bits = float_to_bits(value);
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
-  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
-  if (magnitude < 0x38800000) {
-    // Adding 0.5 lets the float unit round to the half's subnormal spacing of 2^-24.
-    const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
-    return {uint16_t(sign | subnormal)};
-  }
-  return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13))};
+  // Adding 0.5 lets the float unit round to the half's subnormal spacing of 2^-24.
+  const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
+  const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
+  half = magnitude >= 0x477ff000 ? 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? 0x7e00 : half;
+  return {uint16_t(sign | half)};
+}
+
+template <class S, class C>
+inline S narrow(C value) {
+  if constexpr (sizeof(S) == 2)
+    return round_to<S>(static_cast<float>(value));
+  else
+    return static_cast<S>(value);
 }
 
 // Calls f with a value of the C++ type that `storage` names.

@@ -1,7 +1,7 @@
 // How a problem is cut: blocks of rows, chunks of features, tiles of outputs. Included by kernels.inl inside its namespace.
 
-constexpr int kSubBlock = 64;  // rows evaluated together
-constexpr int kRowMultiple = 16;  // blocks are padded to it: a multiple of every vector length and of every Q
+constexpr int kBlockRows = 128;     // rows evaluated together: their tile of y or g fits L1
+constexpr int kChunkFeatures = 32;  // summed by themselves, so that rounding errors grow with the chunk and the number of chunks
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
@@ -35,18 +35,19 @@ void with_live_rows(int live, F f) {
   }
 }
 
-// Outputs first .. first + vectors * lanes, one register tile.
+// Calls f with the width of a tile as a Constant.
+template <int WIDEST, class F>
+void with_width(int vectors, F f) {
+  if constexpr (WIDEST > 1)
+    if (vectors < WIDEST) return with_width<WIDEST - 1>(vectors, f);
+  f(Constant<WIDEST>{});
+}
+
+// One register tile: outputs first .. first + vectors * lanes.
 struct Tile {
   int64_t first;
   int vectors;
 };
-
-// The tiles that cover `vectors` vectors: as many of the widest as fit, then 4, 2, 1.
-inline Tile next_tile(int64_t done, int64_t vectors, int widest, int lanes) {
-  int width = widest;
-  while (width > vectors - done) width /= 2;
-  return {done * lanes, width};
-}
 
 // A problem with its knots prepared and its sizes rounded to vectors.
 template <class C>
@@ -54,14 +55,20 @@ struct Layer {
   static constexpr int lanes = Simd<C>::lanes;
   const Problem& problem;
   KnotTables<C> tables;
-  BaseActivation<C> activation;
+  BaseActivation<C> activation, next_activation;
   int live;
   int64_t spline_rows;  // coefficient rows per feature that can be touched: M, or 0 when the spline part vanishes
   int64_t vectors, padded_outputs;
+  int64_t tiles;
+  int tile_vectors;  // of every tile but the last, which may be narrower
 
   Layer(const Problem& p, ParallelFor parallel_for)
-      : problem(p), tables(p), activation(p.activation, p.derivative), live(tables.live),
+      : problem(p), tables(p), activation(p.activation, p.derivative),
+        next_activation(p.activation, p.derivative + 1), live(tables.live),
         spline_rows(live > 0 ? p.G + p.K : 0), vectors(divide_up(p.O, lanes)), padded_outputs(vectors * lanes) {
+    with_live_rows(live, [&](auto rows) { tiles = divide_up(vectors, widest_tile<decltype(rows)::value>()); });
+    tile_vectors = int(divide_up(vectors, tiles));
+    tiles = divide_up(vectors, tile_vectors);
     if (live == 0) return;
     run_parallel(parallel_for, p.I, tables.intervals, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) tables.read_knots(p, i);
@@ -72,34 +79,26 @@ struct Layer {
     });
   }
 
-  // Rows of a block, contracted in sub-blocks of kSubBlock. Large grids want many, to reuse a feature's coefficients while they
-  // are in L1; small batches few, so that there are blocks for several threads.
+  Tile tile(int64_t t) const {
+    const int64_t first = t * tile_vectors;
+    return {first * lanes, int(smaller(tile_vectors, vectors - first))};
+  }
+
+  bool has_base() const { return problem.base_weight.data != nullptr || problem.base_gradient != nullptr; }
+
+  // Of the coefficient rows that an input can read first.
+  int buckets() const { return live > 0 ? int(problem.G) : 1; }
+
+  // Rows of a block: small batches have few, so that there are blocks for several threads.
   int64_t block_rows() const {
-    if (problem.G > 32 && problem.N >= 2048) return 4 * kSubBlock;
-    int64_t rows = kSubBlock;
-    while (rows > kRowMultiple && problem.N < 8 * rows) rows /= 2;
+    int64_t rows = kBlockRows;
+    while (rows > 32 && problem.N < 1 * rows) rows /= 2;
     return rows;
   }
 
   // Vector operations of one row with one feature: the evaluation and the contraction.
   int64_t work_per_input() const { return 16 + (live + 1) * vectors; }
 
-  // Features evaluated together: their coefficients of one tile and their values share L1.
-  int64_t chunk_features(int tile_vectors) const {
-    const int64_t coef_bytes = (spline_rows + 1) * tile_vectors * KAN_VECTOR_BYTES;
-    const int64_t value_bytes = (live + 2) * kSubBlock * int64_t(sizeof(C));
-    return smaller(problem.I, at_least_one(smaller(24576 / coef_bytes, 20480 / value_bytes)));
-  }
+  // Features evaluated together: few where a single tile uses them at once, so that they stay in L1.
+  int64_t group_features(int64_t chunk) const { return tiles == 1 ? smaller(chunk, problem.G > 6 ? 4 : 1) : chunk; }
 };
-
-constexpr int kWidestTile = 8;  // vectors; 8 sums of one row or 2 rows x 4 fill the pipeline and leave registers free
-
-// Calls f(tile) for the tiles that cover a row.
-template <class C, class F>
-void for_each_tile(const Layer<C>& layer, int widest, F f) {
-  for (int64_t done = 0; done < layer.vectors;) {
-    const Tile tile = next_tile(done, layer.vectors, widest, Layer<C>::lanes);
-    f(tile);
-    done += tile.vectors;
-  }
-}

@@ -95,17 +95,20 @@ class SplineForward(Function):
             if need_scaler:
                 grad_scaler = (gradient * coef).sum(1)
         else:
-            if need_x:
-                grad_x = _times(w, ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, b, n + 1))
+            tensors, needs = (coef, scaler, grid), (need_coef, need_scaler, need_base)
             if need_w:
-                grad_w = ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, b, n)
-            if need_coef or need_scaler or need_base:
+                grad_w = ops.spline_backward_input(x, g, *tensors, base_weight, b, n)
+            gradients = (None, None, None)
+            if need_x and any(needs):
+                grad_x, *gradients = ops.spline_backward(x, w, g, *tensors, base_weight, b, n, *needs)
+            elif need_x:
+                grad_x = _times(w, ops.spline_backward_input(x, g, *tensors, base_weight, b, n + 1))
+            elif any(needs):
                 order = reference.spline_order(coef.shape[1], grid.shape[1])
-                needs = (need_coef, need_scaler, need_base)
-                gradients = ops.spline_backward_coef(x, w, g, coef, scaler, grid, order, b, n, *needs)
-                grad_coef, grad_scaler, grad_base = (
-                    gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
-                )
+                gradients = ops.spline_backward_coef(x, w, g, *tensors, order, b, n, *needs)
+            grad_coef, grad_scaler, grad_base = (
+                gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
+            )
         return grad_x, grad_w, grad_coef, grad_scaler, None, grad_base, None, None
 
     @staticmethod

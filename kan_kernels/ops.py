@@ -1,7 +1,7 @@
 """The operators' schemas, and who serves which device: the only file that knows several backends exist.
 
-The three operators (the maths is in `reference.py`) live in `torch.ops.kan_kernels`. The reference serves every dispatch
-key for which there is nothing faster; the C++ extension, when it was built, serves the CPU.
+The three operators, and two of them at once (the maths is in `reference.py`), live in `torch.ops.kan_kernels`. The reference
+serves every dispatch key for which there is nothing faster; the C++ extension, when it was built, serves the CPU.
 """
 
 import ctypes
@@ -28,6 +28,8 @@ _SCHEMAS = {
     " str activation, int derivative) -> Tensor",
     "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor? coef, Tensor? scaler, Tensor grid, int spline_order,"
     " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor)",
+    "spline_backward": "(Tensor x, Tensor? w, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight,"
+    " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 
 
@@ -45,8 +47,13 @@ def _backward_coef_shape(x, w, g, coef, scaler, grid, spline_order, activation, 
     return tuple(x.new_empty(shape if needed else (0,)) for needed, shape in shapes)
 
 
+def _backward_shape(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
+    order = reference.spline_order(coef.shape[1], grid.shape[1])
+    return x.new_empty(x.shape), *_backward_coef_shape(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
+
+
 def _register() -> None:
-    fakes: tuple[Callable[..., Any], ...] = (_forward_shape, _backward_input_shape, _backward_coef_shape)
+    fakes: tuple[Callable[..., Any], ...] = (_forward_shape, _backward_input_shape, _backward_coef_shape, _backward_shape)
     for (name, schema), fake in zip(_SCHEMAS.items(), fakes, strict=True):
         _library.define(name + schema)
         _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
@@ -73,6 +80,7 @@ triton_missing = "not part of this version"
 spline_forward = torch.ops.kan_kernels.spline_forward.default
 spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
 spline_backward_coef = torch.ops.kan_kernels.spline_backward_coef.default
+spline_backward = torch.ops.kan_kernels.spline_backward.default
 
 
 def instruction_set() -> str | None:

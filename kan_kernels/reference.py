@@ -158,6 +158,27 @@ def spline_backward_coef(
     return coef_gradient, scaler_gradient, base_gradient
 
 
+def spline_backward(
+    x: Tensor,
+    w: Tensor | None,
+    g: Tensor,
+    coef: Tensor,
+    scaler: Tensor | None,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    activation: str,
+    derivative: int,
+    need_coef: bool,
+    need_scaler: bool,
+    need_base: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N, I) and `spline_backward_coef`'s three: all gradients of `spline_forward` but w's, from one evaluation."""
+    slope = spline_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative + 1)
+    order = spline_order(coef.shape[1], grid.shape[1])
+    needs = (need_coef, need_scaler, need_base)
+    return _weighted(slope, w), *spline_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
+
+
 def scaled(coef: Tensor, scaler: Tensor | None) -> Tensor:
     """coef (..., I, M, O) times scaler (..., I, O)."""
     return coef if scaler is None else coef * scaler.unsqueeze(-2)

@@ -1,0 +1,150 @@
+// The gradients with respect to the inputs, to the coefficients, or both from one evaluation, over chunks of features. Included
+// by kernels.inl inside its namespace.
+
+// The rows of g that a block needs, tile by tile; where they stand when that is their layout.
+template <class C>
+struct GradientTiles {
+  const Layer<C>& layer;
+  const bool in_place;
+  Buffer<C> packed;
+  int64_t first_row = 0, rows = 0;
+
+  GradientTiles(const Layer<C>& layer_, int64_t block)
+      : layer(layer_),
+        in_place(is_stored_as<C>(layer.problem.storage) && layer.problem.g.stride[1] == 1 && layer.tiles == 1 &&
+                 layer.problem.O == layer.padded_outputs),
+        packed(in_place ? 0 : block * layer.padded_outputs) {}
+
+  void read(int64_t first_row_, int64_t rows_) {
+    first_row = first_row_;
+    rows = rows_;
+    const Problem& p = layer.problem;
+    for (int64_t t = 0; t < layer.tiles && !in_place; ++t) {
+      const Tile tile = layer.tile(t);
+      const int64_t width = tile.vectors * Simd<C>::lanes;
+      pack_rows(p.storage, p.g, first_row, rows, tile.first, smaller(width, p.O - tile.first), &packed[rows * tile.first], width);
+    }
+  }
+
+  const C* data(const Tile& tile) const {
+    return in_place ? static_cast<const C*>(layer.problem.g.data) + first_row * stride(tile) : &packed[rows * tile.first];
+  }
+  int64_t stride(const Tile& tile) const { return in_place ? layer.problem.g.stride[0] : tile.vectors * Simd<C>::lanes; }
+};
+
+// result[b] += the lanes' sums of products[b], `rows` a multiple of the lanes.
+template <class C>
+void add_products(const C* products, int rows, C* result) {
+  constexpr int lanes = Simd<C>::lanes;
+  for (int b = 0; b < rows; b += lanes) {
+    V<C> block[lanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < lanes; ++l) block[l] = load(products + (b + l) * lanes);
+    store<C>(result + b, load(result + b) + sum_each<C>(block));
+  }
+}
+
+// A feature and tile: result[b] += the inputs' gradient.
+template <class C, int LIVE, int R, int STRIDE>
+void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, const CoefTile<C>& coef, const C* g, int64_t g_stride,
+                        C* products, C* result) {
+  const Inputs<C, STRIDE> inputs = evaluated.input_gradient_inputs(f);
+  if constexpr (LIVE < 0)
+    backward_input_tile_general(inputs, coef, g, g_stride, products);
+  else if (LIVE > 1 && inputs.tail_sums)
+    backward_input_tile<C, LIVE, R, (LIVE > 1)>(inputs, coef, g, g_stride, products);
+  else
+    backward_input_tile<C, LIVE, R, false>(inputs, coef, g, g_stride, products);
+  add_products(products, evaluated.padded, result);
+}
+
+constexpr int kLargestGradientBlock = 1024;                  // rows
+constexpr int kGradientStride = kLargestGradientBlock + 16;  // a row's values are then not all in one cache set
+
+// One thread's blocks of rows x chunks of features.
+template <class C>
+struct GradientWorker {
+  const Layer<C>& layer;
+  const Coefficients<C>& coefficients;
+  CoefSums<C>& sums;
+  const int64_t chunk, group;
+  const bool wants_input;
+  EvaluationScratch<C, kGradientStride> inputs;
+  GradientTiles<C> g;
+  Buffer<C> products, result;
+
+  GradientWorker(const Coefficients<C>& coefficients_, CoefSums<C>& sums_, int64_t block, int64_t chunk_)
+      : layer(coefficients_.layer), coefficients(coefficients_), sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
+        wants_input(layer.problem.input_gradient != nullptr),
+        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, true), g(layer, block),
+        products(wants_input ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
+        result(wants_input ? chunk * kGradientStride : 0) {}
+
+  void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
+    const Problem& p = layer.problem;
+    g.read(n0, rows);
+    inputs.read(n0, rows, i0, features);
+    for (int64_t f = 0; wants_input && f < features; ++f)
+      __builtin_memset(&result[f * kGradientStride], 0, size_t(inputs.padded) * sizeof(C));
+    for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f), split);
+    if (wants_input) write_transposed(p.storage, result.data, kGradientStride, rows, features, p.input_gradient, n0, i0, p.I);
+    for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
+  }
+
+ private:
+  void add_group(int64_t i0, int64_t f0, int64_t features, int64_t split) {
+    inputs.evaluate(f0, features);
+    for (int64_t f = 0; wants_input && f < features; ++f) inputs.prepare_input_gradient(f);
+    with_live_rows(layer.live, [&](auto live) {
+      constexpr int LIVE = decltype(live)::value;
+      for (int64_t t = 0; t < layer.tiles; ++t)
+        with_width<widest_tile<LIVE>()>(layer.tile(t).vectors, [&](auto width) {
+          add_tile<LIVE, decltype(width)::value>(layer.tile(t), i0, f0, features, split);
+        });
+    });
+  }
+
+  template <int LIVE, int R>
+  void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features, int64_t split) {
+    const C* from = g.data(tile);
+    const int64_t g_stride = g.stride(tile), row_length = layer.padded_outputs;
+    for (int64_t f = 0; f < features; ++f) {
+      const int64_t i = i0 + f0 + f;
+      if (wants_input)
+        add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
+                                       &result[(f0 + f) * kGradientStride]);
+      if (!sums.wanted) continue;
+      C *to = sums.spline(split, i) + tile.first, *base = sums.base(split, i) + tile.first;
+      if constexpr (LIVE < 0)
+        backward_coef_tile_general(inputs.inputs(f), from, g_stride, to, row_length, base);
+      else
+        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), from, g_stride, to, row_length, base);
+    }
+  }
+};
+
+template <class C>
+void backward(const Problem& p, ParallelFor parallel_for) {
+  const Layer<C> layer(p, parallel_for);
+  const Coefficients<C> coefficients(layer, p.input_gradient != nullptr, parallel_for);
+  // Enough rows at once to give a run some 50 of them: its end is a branch mispredicted, and its sums are added to memory.
+  int64_t block = kBlockRows;
+  while (2 * block <= kLargestGradientBlock && block < 32 * layer.buckets() && block < p.N) block *= 2;
+  const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * kBlockRows / block), chunks = divide_up(p.I, chunk);
+  // Few features: the rows are split too, by the shape alone, and the partial sums added in order.
+  const int64_t splits = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(p.N / (4 * block)));
+  const int64_t split_rows = divide_up(divide_up(p.N, splits), block) * block;
+  CoefSums<C> sums(layer, splits);
+
+  const int64_t work = smaller(split_rows, p.N) * chunk * layer.work_per_input();
+  run_parallel(parallel_for, chunks * splits, work, [&](int64_t begin, int64_t end) {
+    GradientWorker<C> worker(coefficients, sums, block, chunk);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
+      sums.clear(split, i0, features);
+      for (int64_t n0 = split * split_rows; n0 < smaller((split + 1) * split_rows, p.N); n0 += block)
+        worker.add_block(n0, smaller(block, p.N - n0), i0, features, split);
+    }
+  });
+  sums.write(parallel_for);
+}
