@@ -58,9 +58,6 @@ void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, cons
   add_products(products, evaluated.padded, result);
 }
 
-constexpr int kLargestGradientBlock = 1024;                  // rows
-constexpr int kGradientStride = kLargestGradientBlock + 16;  // a row's values are then not all in one cache set
-
 // One thread's blocks of rows x chunks of features.
 template <class C>
 struct GradientWorker {
@@ -69,7 +66,7 @@ struct GradientWorker {
   CoefSums<C>& sums;
   const int64_t chunk, group;
   const bool wants_input;
-  EvaluationScratch<C, kGradientStride> inputs;
+  EvaluationScratch<C, kBlockStride> inputs;
   GradientTiles<C> g;
   Buffer<C> products, result;
 
@@ -78,16 +75,16 @@ struct GradientWorker {
         wants_input(layer.problem.input_gradient != nullptr),
         inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, true), g(layer, block),
         products(wants_input ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(wants_input ? chunk * kGradientStride : 0) {}
+        result(wants_input ? chunk * kBlockStride : 0) {}
 
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
     g.read(n0, rows);
     inputs.read(n0, rows, i0, features);
     for (int64_t f = 0; wants_input && f < features; ++f)
-      __builtin_memset(&result[f * kGradientStride], 0, size_t(inputs.padded) * sizeof(C));
+      __builtin_memset(&result[f * kBlockStride], 0, size_t(inputs.padded) * sizeof(C));
     for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f), split);
-    if (wants_input) write_transposed(p.storage, result.data, kGradientStride, rows, features, p.input_gradient, n0, i0, p.I);
+    if (wants_input) write_transposed(p.storage, result.data, kBlockStride, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
@@ -112,7 +109,7 @@ struct GradientWorker {
       const int64_t i = i0 + f0 + f;
       if (wants_input)
         add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
-                                       &result[(f0 + f) * kGradientStride]);
+                                       &result[(f0 + f) * kBlockStride]);
       if (!sums.wanted) continue;
       C *to = sums.spline(split, i) + tile.first, *base = sums.base(split, i) + tile.first;
       if constexpr (LIVE < 0)
@@ -125,12 +122,11 @@ struct GradientWorker {
 
 template <class C>
 void backward(const Problem& p, ParallelFor parallel_for) {
-  const Layer<C> layer(p, parallel_for);
+  Layer<C> layer(p);
+  layer.prepare(parallel_for);
   const Coefficients<C> coefficients(layer, p.input_gradient != nullptr, parallel_for);
-  // Enough rows at once to give a run some 50 of them: its end is a branch mispredicted, and its sums are added to memory.
-  int64_t block = kBlockRows;
-  while (2 * block <= kLargestGradientBlock && block < 32 * layer.buckets() && block < p.N) block *= 2;
-  const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * kBlockRows / block), chunks = divide_up(p.I, chunk);
+  const int64_t block = layer.block_rows();
+  const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * 128 / block), chunks = divide_up(p.I, chunk);
   // Few features: the rows are split too, by the shape alone, and the partial sums added in order.
   const int64_t splits = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(p.N / (4 * block)));
   const int64_t split_rows = divide_up(divide_up(p.N, splits), block) * block;

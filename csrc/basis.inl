@@ -89,8 +89,13 @@ struct KnotTables {
         slots((intervals + 1 + Simd<C>::lanes - 1) / Simd<C>::lanes * Simd<C>::lanes),
         padded(ceil_pow2(intervals + 1 > Simd<C>::lanes ? intervals + 1 : Simd<C>::lanes)),
         live(derivative > K ? 0 : K + 1), degree(K - derivative), width(ceil_pow2(K + 1)),
-        row_vectors(KAN_VECTOR_BYTES == 64 && slots <= 2 * Simd<C>::lanes ? slots / Simd<C>::lanes : 0),
-        knots(I * padded), origin(I), inverse_step(I), uniform(I), table_of(I) {
+        row_vectors(KAN_VECTOR_BYTES == 64 && slots <= 2 * Simd<C>::lanes ? slots / Simd<C>::lanes : 0) {}
+  void allocate() {
+    knots.allocate(I * padded);
+    origin.allocate(I);
+    inverse_step.allocate(I);
+    uniform.allocate(I);
+    table_of.allocate(I);
     if (!specialised()) return;
     centre.allocate(I * slots);
     inverse_width.allocate(I * slots);
@@ -193,6 +198,12 @@ struct KnotTables {
       case 4: return tabulate<4>(i);
       case 5: return tabulate<5>(i);
     }
+  }
+
+  // Knot m of a feature's; those beyond either end belong to bases that do not exist, and any increasing continuation serves.
+  C knot_beyond(const C* t, int m) const {
+    const C range = t[intervals] - t[0];
+    return m < 0 ? t[0] + C(m) * range : m > intervals ? t[intervals] + C(m - intervals) * range : t[m];
   }
 
   // The first of the K+1 consecutive coefficient rows that an input of interval j reads.
@@ -376,34 +387,30 @@ inline bool evaluate_specialised(const KnotTables<C>& tables, int64_t i, const E
   return evaluate_by_degree<C, K, -1, false>(tables, i, e);
 }
 
-// The values of derivative order n of one input in interval j, for any degree: Cox-de Boor up to degree K - n, then n
-// differences (A2.2 and A2.3). `basis` has room for K+1.
-template <class C>
-inline void general_values(const KnotTables<C>& tables, const C* t, C x, int j, int derivative, C* basis) {
-  const int K = tables.K, J = tables.intervals;
-  const C range = t[J] - t[0];
-  // Knots beyond either end belong to bases that do not exist; any increasing continuation serves.
-  const auto knot = [&](int m) { return m < 0 ? t[0] + C(m) * range : m > J ? t[J] + C(m - J) * range : t[m]; };
-  const auto over_span = [&](C numerator, int from, int to) {
-    const C span = knot(to) - knot(from);
-    return span > 0 ? numerator / span : C(0);
+// The values of derivative order n of the K+1 bases that live on an interval, for any degree: Cox-de Boor up to degree K - n,
+// then n differences ("The NURBS Book", A2.2 and A2.3). T is a C or a vector of them; near[0 .. 2K-1] are the knots from
+// K-1 before the interval's start to K-1 after its end, `basis` has room for K+1. An empty span's quotient counts as 0.
+template <class C, class T>
+inline void general_values(int K, int derivative, const T* near, T x, T* basis) {
+  const auto over_span = [](T numerator, T from, T to) {
+    const T span = to - from;
+    return span > T{} ? numerator / span : T{};
   };
-  basis[0] = 1;
+  basis[0] = T{} + 1;
   for (int d = 1; d <= K - derivative; ++d) {
-    C saved = 0;
+    T saved = {};
     for (int r = 0; r < d; ++r) {
-      const int left = j + 1 - d + r, right = j + r + 1;
-      const C part = over_span(basis[r], left, right);
-      basis[r] = saved + (knot(right) - x) * part;
-      saved = (x - knot(left)) * part;
+      const T left = near[K - d + r], right = near[K + r];
+      const T part = over_span(basis[r], left, right);
+      basis[r] = saved + (right - x) * part;
+      saved = (x - left) * part;
     }
     basis[d] = saved;
   }
   for (int d = K - derivative + 1; d <= K; ++d) {
-    C saved = 0;
+    T saved = {};
     for (int r = 0; r < d; ++r) {
-      const int m = j - d + 1 + r;  // the basis of degree d - 1 that basis[r] belongs to
-      const C part = over_span(C(d) * basis[r], m, m + d);
+      const T part = over_span(basis[r] * C(d), near[K - d + r], near[K + r]);
       basis[r] = saved - part;
       saved = part;
     }
@@ -411,23 +418,24 @@ inline void general_values(const KnotTables<C>& tables, const C* t, C x, int j, 
   }
 }
 
-// The same for any degree, one input at a time.
+// For any degree, one input at a time.
 template <class C>
 inline bool evaluate_general(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
   const auto knots = tables.feature(i);
   constexpr int lanes = Simd<C>::lanes;
   const int K = tables.K;
-  Buffer<C> basis(K + 1);
+  Buffer<C> basis(K + 1), near(2 * K + 1);
   for (int b0 = 0; b0 < e.count; b0 += lanes) {
     const Index<C> interval = knots.template find_interval<0>(load(e.x + b0));
     for (int lane = 0; lane < lanes; ++lane) {
       const int b = b0 + lane, j = int(interval[lane]);
       e.rows[b] = tables.first_row(j);
+      for (int r = 0; r < 2 * K; ++r) near[r] = tables.knot_beyond(knots.knots, j + 1 - K + r);
       for (int order = tables.derivative; order <= tables.derivative + (e.slopes != nullptr ? 1 : 0); ++order) {
         C* to = (order == tables.derivative ? e.values : e.slopes) + b;
         for (int k = 0; k <= K; ++k) to[k * e.stride] = order < K ? (e.x[b] - e.x[b]) * C(0) : C(0);
         if (j == tables.intervals || order > K) continue;
-        general_values(tables, knots.knots, e.x[b], j, order, basis.data);
+        general_values<C>(K, order, near.data, e.x[b], basis.data);
         for (int r = 0; r <= K; ++r) {
           const int k = j - K + r - e.rows[b];
           if (k >= 0 && k <= K) to[k * e.stride] = e.w != nullptr ? basis[r] * e.w[b] : basis[r];

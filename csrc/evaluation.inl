@@ -32,7 +32,7 @@ struct EvaluationScratch {
       const int64_t own = f * (live + 1) * STRIDE;
       const Evaluation<C> e = {&x[(from + f) * STRIDE], layer.problem.w.data != nullptr ? &w[(from + f) * STRIDE] : nullptr,
                                padded, &values[own], with_slopes ? &slopes[own] : nullptr, STRIDE, sorted.keys(f)};
-      interior[f] = evaluate_spline(layer.tables, layer.tables.table_of[first_feature + from + f], e);
+      interior[f] = evaluate_spline(first_feature + from + f, e);
       evaluate_base(e);
     }
     if (sorts) sorted.sort(features, row_count);
@@ -91,11 +91,13 @@ struct EvaluationScratch {
     }
   }
 
-  bool evaluate_spline(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
+  bool evaluate_spline(int64_t feature, const Evaluation<C>& e) const {
     if (live == 0) {
       for (int b = 0; b < padded; ++b) e.rows[b] = 0;
       return true;
     }
+    const KnotTables<C>& tables = layer.tables;
+    const int64_t i = tables.table_of[feature];
     switch (tables.specialised() ? tables.K : 0) {
 #define KAN_EVALUATE(K) \
   case K: return evaluate_specialised<C, K>(tables, i, e)

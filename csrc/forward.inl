@@ -28,43 +28,86 @@ void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_
   });
 }
 
-// Rows that are written later: fetched while other work goes on, they cost a tenth of a narrow layer's time less.
-inline void prefetch_output(const Problem& p, int64_t first_row, int64_t end_row) {
-  with_storage(p.storage, [&](auto tag) {
-    const auto* y = static_cast<const decltype(tag)*>(p.y);
-    for (int64_t k = first_row * p.O; k < end_row * p.O; k += 64 / int64_t(sizeof(tag))) __builtin_prefetch(y + k, 1, 2);
+// One thread's blocks of rows: sums over a range of features, tile by tile.
+template <class C>
+struct ForwardWorker {
+  const Layer<C>& layer;
+  const Coefficients<C>& coefficients;
+  const int64_t chunk, group;
+  EvaluationScratch<C, kBlockStride> inputs;
+  Buffer<C> part;
+
+  ForwardWorker(const Coefficients<C>& coefficients_, int64_t block)
+      : layer(coefficients_.layer), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
+        group(layer.group_features(chunk)),
+        inputs(layer, chunk, group, false, layer.worth_sorting(block)),
+        part(layer.problem.I > chunk ? block * layer.padded_outputs : 0) {}
+
+  void add_features(int64_t n0, int64_t rows, int64_t first_feature, int64_t end_feature, C* sums) {
+    const int64_t size = rows * layer.padded_outputs;
+    for (int64_t i0 = first_feature; i0 < end_feature; i0 += chunk) {
+      const int64_t features = smaller(chunk, end_feature - i0);
+      C* y = i0 == first_feature ? sums : part.data;
+      __builtin_memset(y, 0, size_t(size) * sizeof(C));
+      inputs.read(n0, rows, i0, features);
+      for (int64_t f = 0; f < features; f += group) {
+        inputs.evaluate(f, smaller(group, features - f));
+        forward_features(inputs, i0 + f, smaller(group, features - f), coefficients, y, rows);
+      }
+      if (y != sums) add_to(sums, y, size);
+    }
+  }
+};
+
+template <class C>
+void write_outputs(const Layer<C>& layer, const C* sums, int64_t n0, int64_t rows) {
+  const Problem& p = layer.problem;
+  for (int64_t t = 0; t < layer.tiles; ++t) {
+    const Tile tile = layer.tile(t);
+    const int64_t width = tile.vectors * Simd<C>::lanes;
+    write_rows(p.storage, sums + rows * tile.first, width, rows, smaller(width, p.O - tile.first), p.y, n0, tile.first, p.O);
+  }
+}
+
+// Over blocks of rows; where there are few, the features are split too, by the shape alone, and the partial sums added in order.
+template <class C, class MakeWorker>
+void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_for, const MakeWorker& make_worker) {
+  const Problem& p = layer.problem;
+  const int64_t blocks = divide_up(p.N, block), block_size = block * layer.padded_outputs;
+  const int64_t chunks = divide_up(p.I, kChunkFeatures), most_splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
+  const int64_t split_features = divide_up(chunks, most_splits) * kChunkFeatures, splits = divide_up(p.I, split_features);
+  Buffer<C> partial(splits > 1 ? blocks * splits * block_size : 0);
+
+  const int64_t work = smaller(block, p.N) * smaller(split_features, p.I) * layer.work_per_input();
+  run_parallel(parallel_for, blocks * splits, work, [&](int64_t begin, int64_t end) {
+    auto worker = make_worker();
+    Buffer<C> own(splits > 1 ? 0 : block_size);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n0 = task / splits * block, rows = smaller(block, p.N - n0), i0 = task % splits * split_features;
+      C* sums = splits > 1 ? &partial[task * block_size] : own.data;
+      worker.add_features(n0, rows, i0, smaller(i0 + split_features, p.I), sums);
+      if (splits == 1) write_outputs(layer, sums, n0, rows);
+    }
+  });
+  run_parallel(parallel_for, splits > 1 ? blocks : 0, block * splits * layer.vectors, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      C* sums = &partial[b * splits * block_size];
+      const int64_t n0 = b * block, rows = smaller(block, p.N - n0);
+      for (int64_t s = 1; s < splits; ++s) add_to(sums, sums + s * block_size, rows * layer.padded_outputs);
+      write_outputs(layer, sums, n0, rows);
+    }
   });
 }
 
 template <class C>
 void forward(const Problem& p, ParallelFor parallel_for) {
-  const Layer<C> layer(p, parallel_for);
+  Layer<C> layer(p);
+  if (p.N <= kFewRows) {
+    const bool in_place = coefficients_can_stay<C>(p);
+    return forward_blocks(layer, 1, parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); });
+  }
+  layer.prepare(parallel_for);
   const Coefficients<C> coefficients(layer, true, parallel_for);
-  const int64_t block = layer.block_rows(), chunk = smaller(p.I, kChunkFeatures), group = layer.group_features(chunk);
-  const int64_t block_size = block * layer.padded_outputs;
-  // Elsewhere runs are too short: their ends are branches mispredicted.
-  const bool sorts = layer.live > 0 && layer.buckets() <= 8 && block >= 8 * layer.buckets();
-  run_parallel(parallel_for, divide_up(p.N, block), block * p.I * layer.work_per_input(), [&](int64_t begin, int64_t end) {
-    EvaluationScratch<C, kBlockRows> scratch(layer, chunk, group, false, sorts);
-    Buffer<C> sums(block_size), part(p.I > chunk ? block_size : 0);
-    for (int64_t n0 = begin * block; n0 < smaller(end * block, p.N); n0 += block) {
-      const int64_t rows = smaller(block, p.N - n0), size = rows * layer.padded_outputs;
-      for (int64_t i0 = 0; i0 < p.I; i0 += chunk) {
-        const int64_t features = smaller(chunk, p.I - i0);
-        C* y = i0 == 0 ? sums.data : part.data;
-        __builtin_memset(y, 0, size_t(size) * sizeof(C));
-        scratch.read(n0, rows, i0, features);
-        for (int64_t f = 0; f < features; f += group) {
-          scratch.evaluate(f, smaller(group, features - f));
-          forward_features(scratch, i0 + f, smaller(group, features - f), coefficients, y, rows);
-        }
-        for (int64_t k = 0; i0 > 0 && k < size; ++k) sums[k] += part[k];
-      }
-      for (int64_t t = 0; t < layer.tiles; ++t) {
-        const Tile tile = layer.tile(t);
-        const int64_t width = tile.vectors * Simd<C>::lanes;
-        write_rows(p.storage, &sums[rows * tile.first], width, rows, smaller(width, p.O - tile.first), p.y, n0, tile.first, p.O);
-      }
-    }
-  });
+  const int64_t block = layer.block_rows();
+  forward_blocks(layer, block, parallel_for, [&] { return ForwardWorker<C>(coefficients, block); });
 }

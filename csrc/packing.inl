@@ -101,18 +101,35 @@ inline Operand coef_of_feature(const Problem& p, int64_t i) {
   return matrix;
 }
 
+constexpr int64_t kRowsWorthScaling = 512;
+
+// Whether the inner loops can read the coefficients where they stand.
+template <class C>
+bool coefficients_can_stay(const Problem& p) {
+  return is_stored_as<C>(p.storage) && p.O % Simd<C>::lanes == 0 && p.coef.stride[2] == 1 &&
+         (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) &&
+         (p.scaler.data == nullptr || (p.scaler.stride[1] == 1 && p.N < kRowsWorthScaling));
+}
+template <class C>
+CoefTile<C> coefficients_in_place(const Problem& p, int64_t i, int64_t first_output) {
+  const auto at = [&](const Operand& operand) {
+    const C* start = static_cast<const C*>(operand.data);
+    return start == nullptr ? nullptr : start + i * operand.stride[0] + first_output;
+  };
+  return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler)};
+}
+
 // The coefficients as the inner loops read them: where they stand, or packed (tile, feature, row, tile width) where they need a
 // conversion, padding, or a product with the scaler that is cheaper once than in every block.
 template <class C>
 struct Coefficients {
-  static constexpr int64_t kRowsWorthScaling = 512;
   const Layer<C>& layer;
   const int64_t rows;  // per feature: the spline rows, then the base row
   const bool in_place;
   Buffer<C> packed;
 
   Coefficients(const Layer<C>& layer_, bool are_read, ParallelFor parallel_for)
-      : layer(layer_), rows(layer.spline_rows + 1), in_place(!are_read || can_stay(layer.problem)) {
+      : layer(layer_), rows(layer.spline_rows + 1), in_place(!are_read || coefficients_can_stay<C>(layer.problem)) {
     if (in_place) return;
     const Problem& p = layer.problem;
     packed.allocate(p.I * rows * layer.padded_outputs);
@@ -128,20 +145,10 @@ struct Coefficients {
       const C* start = packed.data + p.I * rows * t.first + i * rows * width;
       return {start, width, p.base_weight.data != nullptr ? start + layer.spline_rows * width : nullptr, nullptr};
     }
-    const auto at = [&](const Operand& operand) {
-      const C* start = static_cast<const C*>(operand.data);
-      return start == nullptr ? nullptr : start + i * operand.stride[0] + t.first;
-    };
-    return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler)};
+    return coefficients_in_place<C>(p, i, t.first);
   }
 
  private:
-  static bool can_stay(const Problem& p) {
-    return is_stored_as<C>(p.storage) && p.O % Layer<C>::lanes == 0 && p.coef.stride[2] == 1 &&
-           (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) &&
-           (p.scaler.data == nullptr || (p.scaler.stride[1] == 1 && p.N < kRowsWorthScaling));
-  }
-
   void pack(int64_t i) {
     const Problem& p = layer.problem;
     for (int64_t t = 0; t < layer.tiles; ++t) {

@@ -1,11 +1,17 @@
 // How a problem is cut: blocks of rows, chunks of features, tiles of outputs. Included by kernels.inl inside its namespace.
 
-constexpr int kBlockRows = 128;     // rows evaluated together: their tile of y or g fits L1
+constexpr int kSmallestBlock = 32, kLargestBlock = 1024;  // rows evaluated together
+constexpr int kBlockStride = kLargestBlock + 16;           // a row's values are then not all in one cache set
 constexpr int kChunkFeatures = 32;  // summed by themselves, so that rounding errors grow with the chunk and the number of chunks
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class C>
+void add_to(C* __restrict sums, const C* __restrict terms, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) sums[k] += terms[k];
+}
 
 // Runs body(begin, end) over [0, count). `work` is an item's cost in vector operations: waking a thread costs some
 // 10 microseconds, so each one gets at least 32768 of them.
@@ -49,7 +55,7 @@ struct Tile {
   int vectors;
 };
 
-// A problem with its knots prepared and its sizes rounded to vectors.
+// A problem with its sizes rounded to vectors and, once prepared, its knots' tables.
 template <class C>
 struct Layer {
   static constexpr int lanes = Simd<C>::lanes;
@@ -62,19 +68,24 @@ struct Layer {
   int64_t tiles;
   int tile_vectors;  // of every tile but the last, which may be narrower
 
-  Layer(const Problem& p, ParallelFor parallel_for)
+  explicit Layer(const Problem& p)
       : problem(p), tables(p), activation(p.activation, p.derivative),
         next_activation(p.activation, p.derivative + 1), live(tables.live),
         spline_rows(live > 0 ? p.G + p.K : 0), vectors(divide_up(p.O, lanes)), padded_outputs(vectors * lanes) {
     with_live_rows(live, [&](auto rows) { tiles = divide_up(vectors, widest_tile<decltype(rows)::value>()); });
     tile_vectors = int(divide_up(vectors, tiles));
     tiles = divide_up(vectors, tile_vectors);
+  }
+
+  // What EvaluationScratch looks up.
+  void prepare(ParallelFor parallel_for) {
     if (live == 0) return;
-    run_parallel(parallel_for, p.I, tables.intervals, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) tables.read_knots(p, i);
+    tables.allocate();
+    run_parallel(parallel_for, problem.I, tables.intervals, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) tables.read_knots(problem, i);
     });
     tables.share_tables();
-    run_parallel(parallel_for, p.I, tables.intervals * (p.K + 1) * 8, [&](int64_t begin, int64_t end) {
+    run_parallel(parallel_for, problem.I, tables.intervals * (problem.K + 1) * 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) tables.tabulate(i);
     });
   }
@@ -89,12 +100,16 @@ struct Layer {
   // Of the coefficient rows that an input can read first.
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
 
-  // Rows of a block: small batches have few, so that there are blocks for several threads.
+  // Rows of a block: enough at once to give a run of the sorted inputs some 50 of them, since its end is a branch mispredicted.
+  // A tile of y or g then no longer fits L1, which measures as nothing beside runs that are shorter.
   int64_t block_rows() const {
-    int64_t rows = kBlockRows;
-    while (rows > 32 && problem.N < 1 * rows) rows /= 2;
+    int64_t rows = kSmallestBlock;
+    while (2 * rows <= kLargestBlock && rows < problem.N && (rows < 128 || rows < 32 * buckets())) rows *= 2;
     return rows;
   }
+
+  // Where runs are shorter, sorting costs more than reading every input's coefficients anew.
+  bool worth_sorting(int64_t block) const { return live > 0 && block >= 8 * buckets(); }
 
   // Vector operations of one row with one feature: the evaluation and the contraction.
   int64_t work_per_input() const { return 16 + (live + 1) * vectors; }

@@ -8,7 +8,7 @@ ordinary product with coef.
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import batching, ops, reference
 from .reference import scaled
@@ -53,11 +53,17 @@ class PositionalApply(Function):
     def apply(cls, *arguments):
         if _functorch_is_active():
             return super().apply(*arguments)
+        if not torch.is_grad_enabled() and _forward_level() < 0:
+            return cls.forward(*arguments)
         return super(Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
-# Not public; where a torch has no such question, every call takes torch's own way.
+# Not public; where a torch has no such questions, every call takes torch's own way.
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _forward_level() -> int:
+    return getattr(forward_ad, "_current_level", 0)
 
 
 def _times(w: Tensor | None, gradient: Tensor) -> Tensor:

@@ -1,0 +1,168 @@
+// Every stage of the CPU kernels alone, on one thread, in float32: `make stages [ARGS="N I O G K"]`.
+//
+// A stage runs over all blocks of a problem as the operators would run it, with everything before it already computed, so that
+// its time is what the operator spends there. Multiply-adds are the useful ones: live rows only, no padding.
+#ifdef KAN_STAGES_AVX512
+#include "../csrc/kernels_avx512.cpp"
+namespace kernels = kan_avx512;
+#else
+#include "../csrc/kernels_avx2.cpp"
+namespace kernels = kan_avx2;
+#endif
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+using namespace kernels;
+
+// Scratch in memory touched before, whatever is held at the time: taken upwards, and scopes give back in reverse.
+namespace kan {
+char* const kScratch = static_cast<char*>(std::aligned_alloc(64, size_t(1) << 30));
+size_t scratch_used = 0;
+void* take_scratch(size_t bytes) {
+  void* taken = kScratch + scratch_used;
+  scratch_used += (bytes + 63) / 64 * 64;
+  return taken;
+}
+void release_scratch(void* memory) { scratch_used = size_t(static_cast<char*>(memory) - kScratch); }
+}  // namespace kan
+
+namespace {
+
+constexpr int kSamples = 15;
+
+// The median seconds of some samples.
+double seconds(const std::function<void()>& body) {
+  std::vector<double> samples;
+  body();
+  for (int s = 0; s < kSamples; ++s) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    samples.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::nth_element(samples.begin(), samples.begin() + kSamples / 2, samples.end());
+  return samples[kSamples / 2];
+}
+
+// `repeats` multiply-adds in each of some chains: enough of them to hide the latency.
+constexpr int kChains = 12;
+[[gnu::noinline]] float multiply_add(int repeats) {
+  V<float> sum[kChains], factor = broadcast(1.0f), term = broadcast(1e-9f);
+  asm volatile("" : "+v"(factor), "+v"(term));
+  for (int c = 0; c < kChains; ++c) sum[c] = broadcast(float(c));
+  for (int r = 0; r < repeats; ++r)
+#pragma GCC unroll 16
+    for (int c = 0; c < kChains; ++c) sum[c] = sum[c] * factor + term;
+  for (int c = 1; c < kChains; ++c) sum[0] += sum[c];
+  return sum_lanes<float>(sum[0]);
+}
+double peak_rate() {
+  constexpr int repeats = 200000;
+  volatile float kept;
+  return double(kChains) * repeats * Simd<float>::lanes / seconds([&] { kept = multiply_add(repeats); });
+}
+
+void serial(int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), void* context) { body(0, count, context); }
+
+struct Stages {
+  const Problem problem;
+  Layer<float> layer;
+  const double peak, inputs;
+  double total = 0;
+
+  explicit Stages(const Problem& p) : problem(p), layer(p), peak(peak_rate()), inputs(double(p.N) * p.I) {
+    layer.prepare(serial);
+  }
+
+  // `rows` multiply-adds per input and output; 0 for a stage without them.
+  void report(const char* name, double time, int rows) {
+    std::printf("%-34s%9.3f ms%9.2f ns per input", name, 1e3 * time, 1e9 * time / inputs);
+    const double work = rows * inputs * problem.O;
+    if (rows > 0) std::printf("%8.1f GF%7.0f%% of the peak", 2e-9 * work / time, 100 * work / time / peak);
+    std::printf("\n");
+  }
+};
+
+void evaluation_stages(Stages& s, int64_t block, int64_t chunk, bool with_slopes, bool sorts, const char* what) {
+  const Problem& p = s.problem;
+  const int64_t group = s.layer.group_features(chunk);
+  EvaluationScratch<float, kBlockStride> scratch(s.layer, chunk, group, with_slopes, sorts);
+  const auto blocks = [&](auto body) {
+    for (int64_t n0 = 0; n0 < p.N; n0 += block)
+      for (int64_t i0 = 0; i0 < p.I; i0 += chunk) body(n0, smaller(block, p.N - n0), i0, smaller(chunk, p.I - i0));
+  };
+  const double reading = seconds([&] {
+    blocks([&](int64_t n0, int64_t rows, int64_t i0, int64_t features) { scratch.read(n0, rows, i0, features); });
+  });
+  const double both = seconds([&] {
+    blocks([&](int64_t n0, int64_t rows, int64_t i0, int64_t features) {
+      scratch.read(n0, rows, i0, features);
+      for (int64_t f = 0; f < features; f += group) scratch.evaluate(f, smaller(group, features - f));
+    });
+  });
+  char name[64];
+  std::snprintf(name, sizeof name, "%s: read x", what);
+  s.report(name, reading, 0);
+  std::snprintf(name, sizeof name, "%s: evaluate%s", what, sorts ? " and sort" : "");
+  s.report(name, both - reading, 0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int64_t size[5] = {4096, 64, 64, 5, 3};
+  for (int k = 0; k < 5 && k + 1 < argc; ++k) size[k] = std::atoll(argv[k + 1]);
+  const auto [N, I, O, G, K] = size;
+  std::mt19937 random(0);
+  const auto draw = [&](int64_t count, float low, float high) {
+    std::vector<float> values(size_t(count) + 16);
+    std::uniform_real_distribution<float> between(low, high);
+    for (float& value : values) value = between(random);
+    return values;
+  };
+  const std::vector<float> x = draw(N * I, -1, 1), coef = draw(I * (G + K) * O, -1, 1), base = draw(I * O, -1, 1), g = draw(N * O, -1, 1);
+  std::vector<float> grid, y(size_t(N * O)), gradient(size_t(N * I)), coef_gradient(coef.size()), base_gradient(base.size());
+  for (int64_t i = 0; i < I; ++i)
+    for (int64_t m = 0; m <= G + 2 * K; ++m) grid.push_back(float(-1 + 2.0 * double(m - K) / double(G)));
+
+  Problem p{};
+  p.N = N, p.I = I, p.O = O, p.G = G, p.K = int(K);
+  p.activation = Activation::silu;
+  p.storage = p.grid_storage = Storage::float32;
+  p.x = {x.data(), {I, 1, 0}};
+  p.coef = {coef.data(), {(G + K) * O, O, 1}};
+  p.base_weight = {base.data(), {O, 1, 0}};
+  p.grid = {grid.data(), {G + 2 * K + 1, 1, 0}};
+  p.g = {g.data(), {O, 1, 0}};
+
+  Problem forward_problem = p, input_problem = p, coef_problem = p, both_problem = p;
+  forward_problem.y = y.data();
+  input_problem.derivative = 1;
+  input_problem.input_gradient = both_problem.input_gradient = gradient.data();
+  coef_problem.coef_gradient = both_problem.coef_gradient = coef_gradient.data();
+  coef_problem.base_gradient = both_problem.base_gradient = base_gradient.data();
+  both_problem.input_gradient_of_next_order = true;
+
+  Stages s(p);
+  std::printf("N=%ld I=%ld O=%ld G=%ld K=%ld: %d-byte vectors, peak %.1f GF\n", long(N), long(I), long(O), long(G), long(K),
+              KAN_VECTOR_BYTES, 2e-9 * s.peak);
+  const int live = s.layer.live;
+  const double prepare = seconds([&] {
+    Layer<float> layer(p);
+    layer.prepare(serial);
+  });
+  s.report("knot tables", prepare, 0);
+  const int64_t rows = s.layer.block_rows();
+  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, false, "one order");
+  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, true, "one order");
+  evaluation_stages(s, rows, smaller(I, 16), true, true, "two orders");
+  s.report("spline_forward", seconds([&] { forward_any(forward_problem, serial); }), live + 1);
+  s.report("spline_backward_input", seconds([&] { backward_any(input_problem, serial); }), live + 1);
+  s.report("spline_backward_coef", seconds([&] { backward_any(coef_problem, serial); }), live + 1);
+  s.report("spline_backward", seconds([&] { backward_any(both_problem, serial); }), 2 * (live + 1));
+}
