@@ -261,9 +261,13 @@ inline void store_rows(int32_t* to, Index<double> row) {
 }
 template <class C>
 inline bool any_lane(Index<C> mask) {
+#if KAN_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
   bool any = false;
   for (int lane = 0; lane < Simd<C>::lanes; ++lane) any |= mask[lane] != 0;
   return any;
+#endif
 }
 
 // The inputs of one feature, `count` of them (a multiple of the vector length), and where their evaluation goes: live value k of

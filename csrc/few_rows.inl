@@ -58,11 +58,14 @@ struct FeatureEvaluation {
     const V<C> outside = K > 0 && p.derivative < K ? (points - points) * C(0) : V<C>{};  // NaN where x is not finite
     const Index<C> wanted = j - Int(K), row = min_of<C>(max_of<C>(wanted, Index<C>{}), Index<C>{} + Int(p.G - 1));
     store_rows(first_rows, row);
-    for (int k = 0; k <= 3 * K; ++k) store<C>(&shifted[k * lanes], V<C>{});
     const Index<C> shift = wanted - row;
-    for (int r = 0; r <= K; ++r)
-      for (int l = 0; l < lanes; ++l) shifted[(K + r + int(shift[l])) * lanes + l] = live[r][l];
-    for (int k = 0; k <= K; ++k) store<C>(&values[k * lanes], inside ? load(&shifted[(K + k) * lanes]) : outside);
+    if (any_lane<C>(shift)) {
+      for (int k = 0; k <= 3 * K; ++k) store<C>(&shifted[k * lanes], V<C>{});
+      for (int r = 0; r <= K; ++r)
+        for (int l = 0; l < lanes; ++l) shifted[(K + r + int(shift[l])) * lanes + l] = live[r][l];
+      for (int k = 0; k <= K; ++k) live[k] = load(&shifted[(K + k) * lanes]);
+    }
+    for (int k = 0; k <= K; ++k) store<C>(&values[k * lanes], inside ? live[k] : outside);
   }
 };
 

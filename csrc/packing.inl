@@ -5,18 +5,18 @@ bool is_stored_as(Storage storage) {
   return storage == (sizeof(C) == 4 ? Storage::float32 : Storage::float64);
 }
 
-// `count` elements, as the other type. Functions of their own, with nothing captured, so that compilers see what may be
-// vectorised.
+// `count` elements, as the other type.
 template <class C, class S>
 inline void widen_row(const S* __restrict from, int64_t stride, int64_t count, C* __restrict to) {
-  if (stride == 1)
-    for (int64_t c = 0; c < count; ++c) to[c] = widen<C>(from[c]);
-  else
-    for (int64_t c = 0; c < count; ++c) to[c] = widen<C>(from[c * stride]);
+  int64_t c = 0;
+  for (; stride == 1 && c + Simd<C>::lanes <= count; c += Simd<C>::lanes) store<C>(to + c, load_as<C>(from + c));
+  for (; c < count; ++c) to[c] = widen<C>(from[c * stride]);
 }
 template <class C, class S>
 inline void narrow_row(const C* __restrict from, int64_t count, S* __restrict to) {
-  for (int64_t c = 0; c < count; ++c) to[c] = narrow<S>(from[c]);
+  int64_t c = 0;
+  for (; c + Simd<C>::lanes <= count; c += Simd<C>::lanes) store_as<C>(to + c, load(from + c));
+  for (; c < count; ++c) to[c] = narrow<S>(from[c]);
 }
 
 // Copies columns first_column.. of rows first_row.. of a strided operand to padded rows of the compute type; what lies beyond is 0.
@@ -54,14 +54,13 @@ void read_transposed(Storage storage, const Operand& source, int64_t first_row, 
     const int64_t row_stride = source.stride[0], column_stride = source.stride[1];
     const S* from = static_cast<const S*>(source.data) + first_row * row_stride + first_column * column_stride;
     int64_t whole_rows = 0, whole_columns = 0;
-    if constexpr (sizeof(S) == sizeof(C))
-      if (column_stride == 1) {
-        whole_rows = rows / lanes * lanes;
-        whole_columns = columns / lanes * lanes;
-        for (int64_t r = 0; r < whole_rows; r += lanes)
-          for (int64_t c = 0; c < whole_columns; c += lanes)
-            transpose_block(from + r * row_stride + c, row_stride, destination + c * destination_stride + r, destination_stride);
-      }
+    if (column_stride == 1) {
+      whole_rows = rows / lanes * lanes;
+      whole_columns = columns / lanes * lanes;
+      for (int64_t r = 0; r < whole_rows; r += lanes)
+        for (int64_t c = 0; c < whole_columns; c += lanes)
+          transpose_block<C>(from + r * row_stride + c, row_stride, destination + c * destination_stride + r, destination_stride);
+    }
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
         destination[c * destination_stride + r] = widen<C>(from[r * row_stride + c * column_stride]);
@@ -78,14 +77,10 @@ void write_transposed(Storage storage, const C* source, int64_t source_stride, i
   with_storage(storage, [&](auto tag) {
     using S = decltype(tag);
     S* to = static_cast<S*>(destination) + first_row * destination_stride + first_column;
-    int64_t whole_rows = 0, whole_columns = 0;
-    if constexpr (sizeof(S) == sizeof(C)) {
-      whole_rows = rows / lanes * lanes;
-      whole_columns = columns / lanes * lanes;
-      for (int64_t c = 0; c < whole_columns; c += lanes)
-        for (int64_t r = 0; r < whole_rows; r += lanes)
-          transpose_block(source + c * source_stride + r, source_stride, to + r * destination_stride + c, destination_stride);
-    }
+    const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
+    for (int64_t c = 0; c < whole_columns; c += lanes)
+      for (int64_t r = 0; r < whole_rows; r += lanes)
+        transpose_block<C>(source + c * source_stride + r, source_stride, to + r * destination_stride + c, destination_stride);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
         to[r * destination_stride + c] = narrow<S>(source[c * source_stride + r]);

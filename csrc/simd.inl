@@ -181,89 +181,15 @@ inline V<C> sum_each(V<C>* v) {
   return v[0];
 }
 
-// Blocks of 2 HALF x 2 HALF exchange their off-diagonal quarters.
-template <class C, int HALF>
-inline void exchange_quarters(V<C>* v) {
-  const Index<C> low = interleaved_halves<C, HALF>();
-#pragma GCC unroll 16
-  for (int r = 0; r < Simd<C>::lanes; ++r)
-    if ((r & HALF) == 0) {
-      const V<C> top = v[r], bottom = v[r + HALF];
-      v[r] = __builtin_shuffle(top, bottom, low);
-      v[r + HALF] = __builtin_shuffle(top, bottom, low + HALF);
-    }
-}
-// to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors.
-template <class C>
-inline void transpose_block(const C* from, int64_t from_stride, C* to, int64_t to_stride) {
-  constexpr int lanes = Simd<C>::lanes;
-  V<C> v[lanes];
-#pragma GCC unroll 16
-  for (int r = 0; r < lanes; ++r) v[r] = load(from + r * from_stride);
-  if constexpr (lanes >= 16) exchange_quarters<C, 8>(v);
-  if constexpr (lanes >= 8) exchange_quarters<C, 4>(v);
-  if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
-  exchange_quarters<C, 1>(v);
-#pragma GCC unroll 16
-  for (int r = 0; r < lanes; ++r) store<C>(to + r * to_stride, v[r]);
-}
-
-// Rows of W entries, row r at base + offset[r], side by side in one vector.
-template <class C, int W>
-inline V<C> load_records(const C* base, const int32_t* offset) {
-  constexpr int bytes = W * int(sizeof(C));
-  if constexpr (bytes == KAN_VECTOR_BYTES) return load(base + offset[0]);
-#if KAN_VECTOR_BYTES == 64
-  const auto quarter = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
-  const auto half = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base + offset[r])); };
-  if constexpr (bytes == 32) return (V<C>)_mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
-  if constexpr (bytes == 16)
-    return (V<C>)_mm512_inserti32x4(
-        _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(quarter(0)), quarter(1), 1), quarter(2), 2), quarter(3), 3);
-  if constexpr (bytes == 8)
-    return (V<C>)_mm512_i32gather_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)), base, sizeof(C));
-#elif KAN_VECTOR_BYTES == 32
-  const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
-  if constexpr (bytes == 16) return (V<C>)_mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(1), 1);
-  if constexpr (bytes == 8)
-    return (V<C>)_mm256_i32gather_epi64(reinterpret_cast<const long long*>(base),
-                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)), sizeof(C));
-#endif
-  V<C> rows;
-  for (int lane = 0; lane < Simd<C>::lanes; ++lane) rows[lane] = base[offset[lane / W] + lane % W];
-  return rows;
-}
-// Lanes first, first + 1, ..., each W times.
-template <class C, int W>
-inline V<C> repeat_lanes(V<C> v, int first) {
-  Index<C> index = {};
-#pragma GCC unroll 16
-  for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
-  return __builtin_shuffle(v, index + typename Simd<C>::Int(first));
-}
-// From W vectors that hold the rows (of W entries) of as many inputs as there are lanes, to W vectors of one entry each.
-template <class C, int W>
-inline void records_to_lanes(V<C>* v) {
-  Index<C> even;
-#pragma GCC unroll 16
-  for (int l = 0; l < Simd<C>::lanes; ++l) even[l] = 2 * l;
-#pragma GCC unroll 4
-  for (int step = 1; step < W; step *= 2)
-#pragma GCC unroll 8
-    for (int r = 0; r < W; ++r)
-      if ((r & step) == 0) {
-        const V<C> low = v[r], high = v[r + step];
-        v[r] = __builtin_shuffle(low, high, even);
-        v[r + step] = __builtin_shuffle(low, high, even + 1);
-      }
-}
-
 struct BFloat16 {
   uint16_t bits;
 };
 struct Float16 {
   uint16_t bits;
 };
+template <class S>
+constexpr bool is_float16(S) { return false; }
+constexpr bool is_float16(Float16) { return true; }
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -315,12 +241,142 @@ inline Float16 round_to<Float16>(float value) {
   return {uint16_t(sign | half)};
 }
 
+// The same for a vector of floats' bits; the results in the lanes' low halves, the high ones 0.
+inline Index<float> bfloat16_bits(Index<float> bits) {
+  const Index<float> high = (bits >> 16) & 0xffff, rounded = ((bits + 0x7fff + (high & 1)) >> 16) & 0xffff;
+  return (bits & 0x7fffffff) > 0x7f800000 ? high | 0x40 : rounded;
+}
+
 template <class S, class C>
 inline S narrow(C value) {
   if constexpr (sizeof(S) == 2)
     return round_to<S>(static_cast<float>(value));
   else
     return static_cast<S>(value);
+}
+
+// A vector of compute type C from as many elements of a storage type, and back.
+template <class C, class S>
+inline V<C> load_as(const S* from) {
+  if constexpr (sizeof(S) == sizeof(C)) return load(reinterpret_cast<const C*>(from));
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(S) == 2 && sizeof(C) == 4) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    if constexpr (is_float16(S{}))
+      return (V<C>)_mm512_cvtph_ps(bits);
+    else
+      return (V<C>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  }
+#elif KAN_VECTOR_BYTES == 32
+  if constexpr (sizeof(S) == 2 && sizeof(C) == 4) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (is_float16(S{}))
+      return (V<C>)_mm256_cvtph_ps(bits);
+    else
+      return (V<C>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+  }
+#endif
+  V<C> result;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) result[lane] = widen<C>(from[lane]);
+  return result;
+}
+template <class C, class S>
+inline void store_as(S* to, V<C> v) {
+  if constexpr (sizeof(S) == sizeof(C)) return store<C>(reinterpret_cast<C*>(to), v);
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(S) == 2 && sizeof(C) == 4) {
+    __m256i* const half = reinterpret_cast<__m256i*>(to);
+    if constexpr (is_float16(S{}))
+      return _mm256_storeu_si256(half, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+    else
+      return _mm256_storeu_si256(half, _mm512_cvtepi32_epi16((__m512i)bfloat16_bits((Index<float>)v)));
+  }
+#elif KAN_VECTOR_BYTES == 32
+  if constexpr (sizeof(S) == 2 && sizeof(C) == 4) {
+    __m128i* const half = reinterpret_cast<__m128i*>(to);
+    if constexpr (is_float16(S{})) return _mm_storeu_si128(half, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+    const __m256i bits = (__m256i)bfloat16_bits((Index<float>)v);
+    return _mm_storeu_si128(half, _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+  }
+#endif
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) to[lane] = narrow<S>(v[lane]);
+}
+
+// Blocks of 2 HALF x 2 HALF exchange their off-diagonal quarters.
+template <class C, int HALF>
+inline void exchange_quarters(V<C>* v) {
+  const Index<C> low = interleaved_halves<C, HALF>();
+#pragma GCC unroll 16
+  for (int r = 0; r < Simd<C>::lanes; ++r)
+    if ((r & HALF) == 0) {
+      const V<C> top = v[r], bottom = v[r + HALF];
+      v[r] = __builtin_shuffle(top, bottom, low);
+      v[r + HALF] = __builtin_shuffle(top, bottom, low + HALF);
+    }
+}
+// to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors of compute type C.
+template <class C, class From, class To>
+inline void transpose_block(const From* from, int64_t from_stride, To* to, int64_t to_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> v[lanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes; ++r) v[r] = load_as<C>(from + r * from_stride);
+  if constexpr (lanes >= 16) exchange_quarters<C, 8>(v);
+  if constexpr (lanes >= 8) exchange_quarters<C, 4>(v);
+  if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
+  exchange_quarters<C, 1>(v);
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes; ++r) store_as<C>(to + r * to_stride, v[r]);
+}
+
+// Rows of W entries, row r at base + offset[r], side by side in one vector.
+template <class C, int W>
+inline V<C> load_records(const C* base, const int32_t* offset) {
+  constexpr int bytes = W * int(sizeof(C));
+  if constexpr (bytes == KAN_VECTOR_BYTES) return load(base + offset[0]);
+#if KAN_VECTOR_BYTES == 64
+  const auto quarter = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
+  const auto half = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base + offset[r])); };
+  if constexpr (bytes == 32) return (V<C>)_mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
+  if constexpr (bytes == 16)
+    return (V<C>)_mm512_inserti32x4(
+        _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(quarter(0)), quarter(1), 1), quarter(2), 2), quarter(3), 3);
+  if constexpr (bytes == 8)
+    return (V<C>)_mm512_i32gather_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)), base, sizeof(C));
+#elif KAN_VECTOR_BYTES == 32
+  const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
+  if constexpr (bytes == 16) return (V<C>)_mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(1), 1);
+  if constexpr (bytes == 8)
+    return (V<C>)_mm256_i32gather_epi64(reinterpret_cast<const long long*>(base),
+                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)), sizeof(C));
+#endif
+  V<C> rows;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) rows[lane] = base[offset[lane / W] + lane % W];
+  return rows;
+}
+// Lanes first, first + 1, ..., each W times.
+template <class C, int W>
+inline V<C> repeat_lanes(V<C> v, int first) {
+  Index<C> index = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
+  return __builtin_shuffle(v, index + typename Simd<C>::Int(first));
+}
+// From W vectors that hold the rows (of W entries) of as many inputs as there are lanes, to W vectors of one entry each.
+template <class C, int W>
+inline void records_to_lanes(V<C>* v) {
+  Index<C> even;
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) even[l] = 2 * l;
+#pragma GCC unroll 4
+  for (int step = 1; step < W; step *= 2)
+#pragma GCC unroll 8
+    for (int r = 0; r < W; ++r)
+      if ((r & step) == 0) {
+        const V<C> low = v[r], high = v[r + step];
+        v[r] = __builtin_shuffle(low, high, even);
+        v[r + step] = __builtin_shuffle(low, high, even + 1);
+      }
 }
 
 // Calls f with a value of the C++ type that `storage` names.
