@@ -58,40 +58,66 @@ void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, cons
   add_products(products, evaluated.padded, result);
 }
 
+enum class Way { none, tiles, narrow };
+
+// How the gradients that are asked for are computed.
+struct GradientPlan {
+  Way input = Way::none, coef = Way::none;
+
+  template <class C>
+  GradientPlan(const Layer<C>& layer, bool wants_coef) {
+    const Problem& p = layer.problem;
+    const bool is_narrow = layer.narrow_table_vectors() > 0;
+    if (p.input_gradient != nullptr) input = is_narrow ? Way::narrow : Way::tiles;
+    if (wants_coef) coef = is_narrow && (p.G + p.K + 1) * p.O <= kMostNarrowProducts ? Way::narrow : Way::tiles;
+  }
+  bool in_tiles() const { return input == Way::tiles || coef == Way::tiles; }
+  bool narrow() const { return input == Way::narrow || coef == Way::narrow; }
+};
+
 // One thread's blocks of rows x chunks of features.
 template <class C>
 struct GradientWorker {
   const Layer<C>& layer;
+  const GradientPlan plan;
   const Coefficients<C>& coefficients;
+  const NarrowCoefficients<C>& narrow_coefficients;
   CoefSums<C>& sums;
   const int64_t chunk, group;
-  const bool wants_input;
   EvaluationScratch<C, kBlockStride> inputs;
   GradientTiles<C> g;
+  DenseBases<C, kBlockStride> bases;
+  Buffer<C> g_of_outputs;  // (O, block), for what is narrow
   Buffer<C> products, result;
 
-  GradientWorker(const Coefficients<C>& coefficients_, CoefSums<C>& sums_, int64_t block, int64_t chunk_)
-      : layer(coefficients_.layer), coefficients(coefficients_), sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
-        wants_input(layer.problem.input_gradient != nullptr),
-        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, true), g(layer, block),
-        products(wants_input ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(wants_input ? chunk * kBlockStride : 0) {}
+  GradientWorker(const GradientPlan& plan_, const Coefficients<C>& coefficients_, const NarrowCoefficients<C>& narrow_coefficients_,
+                 CoefSums<C>& sums_, int64_t block, int64_t chunk_)
+      : layer(coefficients_.layer), plan(plan_), coefficients(coefficients_), narrow_coefficients(narrow_coefficients_),
+        sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
+        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, block),
+        bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
+        g_of_outputs(plan.narrow() ? layer.problem.O * kBlockStride : 0),
+        products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
+        result(plan.input != Way::none ? chunk * kBlockStride : 0) {}
 
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
-    g.read(n0, rows);
     inputs.read(n0, rows, i0, features);
-    for (int64_t f = 0; wants_input && f < features; ++f)
+    if (plan.in_tiles()) g.read(n0, rows);
+    if (plan.narrow()) read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, kBlockStride);
+    for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
       __builtin_memset(&result[f * kBlockStride], 0, size_t(inputs.padded) * sizeof(C));
     for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f), split);
-    if (wants_input) write_transposed(p.storage, result.data, kBlockStride, rows, features, p.input_gradient, n0, i0, p.I);
+    if (plan.input != Way::none) write_transposed(p.storage, result.data, kBlockStride, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
  private:
   void add_group(int64_t i0, int64_t f0, int64_t features, int64_t split) {
     inputs.evaluate(f0, features);
-    for (int64_t f = 0; wants_input && f < features; ++f) inputs.prepare_input_gradient(f);
+    if (plan.narrow()) add_narrow(i0, f0, features, split);
+    if (!plan.in_tiles()) return;
+    for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f) inputs.prepare_input_gradient(f);
     with_live_rows(layer.live, [&](auto live) {
       constexpr int LIVE = decltype(live)::value;
       for (int64_t t = 0; t < layer.tiles; ++t)
@@ -101,16 +127,33 @@ struct GradientWorker {
     });
   }
 
+  void add_narrow(int64_t i0, int64_t f0, int64_t features, int64_t split) {
+    const int64_t O = layer.problem.O;
+    with_narrow_table(layer.live, narrow_coefficients.table_vectors, [&](auto live, auto vectors) {
+      constexpr int LIVE = decltype(live)::value;
+      for (int64_t f = 0; f < features; ++f) {
+        const int64_t i = i0 + f0 + f;
+        if (plan.input == Way::narrow)
+          narrow_backward_input<C, LIVE, decltype(vectors)::value>(
+              inputs.input_gradient_inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
+              g_of_outputs.data, &result[(f0 + f) * kBlockStride]);
+        if (plan.coef != Way::narrow) continue;
+        bases.template spread<LIVE>(inputs.inputs(f), inputs.padded);
+        bases.add_products(g_of_outputs.data, inputs.padded, O, sums.spline(split, i), layer.padded_outputs, sums.base(split, i));
+      }
+    });
+  }
+
   template <int LIVE, int R>
   void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features, int64_t split) {
     const C* from = g.data(tile);
     const int64_t g_stride = g.stride(tile), row_length = layer.padded_outputs;
     for (int64_t f = 0; f < features; ++f) {
       const int64_t i = i0 + f0 + f;
-      if (wants_input)
+      if (plan.input == Way::tiles)
         add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
                                        &result[(f0 + f) * kBlockStride]);
-      if (!sums.wanted) continue;
+      if (plan.coef != Way::tiles) continue;
       C *to = sums.spline(split, i) + tile.first, *base = sums.base(split, i) + tile.first;
       if constexpr (LIVE < 0)
         backward_coef_tile_general(inputs.inputs(f), from, g_stride, to, row_length, base);
@@ -124,17 +167,19 @@ template <class C>
 void backward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
   layer.prepare(parallel_for);
-  const Coefficients<C> coefficients(layer, p.input_gradient != nullptr, parallel_for);
   const int64_t block = layer.block_rows();
   const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * 128 / block), chunks = divide_up(p.I, chunk);
   // Few features: the rows are split too, by the shape alone, and the partial sums added in order.
   const int64_t splits = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(p.N / (4 * block)));
   const int64_t split_rows = divide_up(divide_up(p.N, splits), block) * block;
   CoefSums<C> sums(layer, splits);
+  const GradientPlan plan(layer, sums.wanted);
+  const Coefficients<C> coefficients(layer, plan.input == Way::tiles, parallel_for);
+  const NarrowCoefficients<C> narrow_coefficients(layer, plan.input == Way::narrow, parallel_for);
 
   const int64_t work = smaller(split_rows, p.N) * chunk * layer.work_per_input();
   run_parallel(parallel_for, chunks * splits, work, [&](int64_t begin, int64_t end) {
-    GradientWorker<C> worker(coefficients, sums, block, chunk);
+    GradientWorker<C> worker(plan, coefficients, narrow_coefficients, sums, block, chunk);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
       sums.clear(split, i0, features);

@@ -260,6 +260,13 @@ inline void store_rows(int32_t* to, Index<double> row) {
   for (int lane = 0; lane < Simd<double>::lanes; ++lane) to[lane] = int32_t(row[lane]);
 }
 template <class C>
+inline Index<C> load_index(const int32_t* from) {
+  if constexpr (sizeof(C) == 4) return *reinterpret_cast<const typename Simd<C>::UnalignedIndex*>(from);
+  Index<C> index;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) index[lane] = from[lane];
+  return index;
+}
+template <class C>
 inline bool any_lane(Index<C> mask) {
 #if KAN_VECTOR_BYTES == 64
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;

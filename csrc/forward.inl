@@ -28,28 +28,50 @@ void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_
   });
 }
 
-// One thread's blocks of rows: sums over a range of features, tile by tile.
+// y (output, row) += the inputs' part, for a layer of few outputs.
+template <class C, int STRIDE>
+void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
+                      const NarrowCoefficients<C>& coefficients, C* y, int64_t) {
+  with_narrow_table(inputs.layer.live, coefficients.table_vectors, [&](auto live, auto vectors) {
+    for (int64_t f = 0; f < features; ++f)
+      narrow_forward<C, decltype(live)::value, decltype(vectors)::value>(
+          inputs.inputs(f), inputs.padded, coefficients.table(first_feature + f), coefficients.base_weights(first_feature + f),
+          inputs.layer.problem.O, y);
+  });
+}
+
 template <class C>
+void write_outputs(const Coefficients<C>& coefficients, const C* sums, int64_t n0, int64_t rows) {
+  write_tiles(coefficients.layer, sums, n0, rows);
+}
+template <class C>
+void write_outputs(const NarrowCoefficients<C>& coefficients, const C* sums, int64_t n0, int64_t rows) {
+  const Problem& p = coefficients.problem;
+  const int64_t padded = divide_up(rows, Simd<C>::lanes) * Simd<C>::lanes;
+  write_transposed(p.storage, sums, padded, rows, p.O, p.y, n0, 0, p.O);
+}
+
+// One thread's blocks of rows: sums over a range of features.
+template <class C, class Coefs>
 struct ForwardWorker {
   const Layer<C>& layer;
-  const Coefficients<C>& coefficients;
+  const Coefs& coefficients;
   const int64_t chunk, group;
   EvaluationScratch<C, kBlockStride> inputs;
   Buffer<C> part;
 
-  ForwardWorker(const Coefficients<C>& coefficients_, int64_t block)
-      : layer(coefficients_.layer), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
-        group(layer.group_features(chunk)),
-        inputs(layer, chunk, group, false, layer.worth_sorting(block)),
+  ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
+      : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
+        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts),
         part(layer.problem.I > chunk ? block * layer.padded_outputs : 0) {}
 
   void add_features(int64_t n0, int64_t rows, int64_t first_feature, int64_t end_feature, C* sums) {
-    const int64_t size = rows * layer.padded_outputs;
     for (int64_t i0 = first_feature; i0 < end_feature; i0 += chunk) {
       const int64_t features = smaller(chunk, end_feature - i0);
+      inputs.read(n0, rows, i0, features);
+      const int64_t size = inputs.padded * layer.padded_outputs;
       C* y = i0 == first_feature ? sums : part.data;
       __builtin_memset(y, 0, size_t(size) * sizeof(C));
-      inputs.read(n0, rows, i0, features);
       for (int64_t f = 0; f < features; f += group) {
         inputs.evaluate(f, smaller(group, features - f));
         forward_features(inputs, i0 + f, smaller(group, features - f), coefficients, y, rows);
@@ -59,19 +81,10 @@ struct ForwardWorker {
   }
 };
 
-template <class C>
-void write_outputs(const Layer<C>& layer, const C* sums, int64_t n0, int64_t rows) {
-  const Problem& p = layer.problem;
-  for (int64_t t = 0; t < layer.tiles; ++t) {
-    const Tile tile = layer.tile(t);
-    const int64_t width = tile.vectors * Simd<C>::lanes;
-    write_rows(p.storage, sums + rows * tile.first, width, rows, smaller(width, p.O - tile.first), p.y, n0, tile.first, p.O);
-  }
-}
-
 // Over blocks of rows; where there are few, the features are split too, by the shape alone, and the partial sums added in order.
-template <class C, class MakeWorker>
-void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_for, const MakeWorker& make_worker) {
+template <class C, class MakeWorker, class Write>
+void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_for, const MakeWorker& make_worker,
+                    const Write& write) {
   const Problem& p = layer.problem;
   const int64_t blocks = divide_up(p.N, block), block_size = block * layer.padded_outputs;
   const int64_t chunks = divide_up(p.I, kChunkFeatures), most_splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
@@ -86,17 +99,24 @@ void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_f
       const int64_t n0 = task / splits * block, rows = smaller(block, p.N - n0), i0 = task % splits * split_features;
       C* sums = splits > 1 ? &partial[task * block_size] : own.data;
       worker.add_features(n0, rows, i0, smaller(i0 + split_features, p.I), sums);
-      if (splits == 1) write_outputs(layer, sums, n0, rows);
+      if (splits == 1) write(sums, n0, rows);
     }
   });
   run_parallel(parallel_for, splits > 1 ? blocks : 0, block * splits * layer.vectors, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       C* sums = &partial[b * splits * block_size];
-      const int64_t n0 = b * block, rows = smaller(block, p.N - n0);
-      for (int64_t s = 1; s < splits; ++s) add_to(sums, sums + s * block_size, rows * layer.padded_outputs);
-      write_outputs(layer, sums, n0, rows);
+      for (int64_t s = 1; s < splits; ++s) add_to(sums, sums + s * block_size, block_size);
+      write(sums, b * block, smaller(block, p.N - b * block));
     }
   });
+}
+
+template <class C, class Coefs>
+void forward_with(const Layer<C>& layer, const Coefs& coefficients, bool sorts, ParallelFor parallel_for) {
+  const int64_t block = layer.block_rows();
+  forward_blocks(
+      layer, block, parallel_for, [&] { return ForwardWorker<C, Coefs>(layer, coefficients, block, sorts); },
+      [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
 }
 
 template <class C>
@@ -104,10 +124,12 @@ void forward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
   if (p.N <= kFewRows) {
     const bool in_place = coefficients_can_stay<C>(p);
-    return forward_blocks(layer, 1, parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); });
+    return forward_blocks(
+        layer, 1, parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); },
+        [&](const C* sums, int64_t n, int64_t) { write_tiles(layer, sums, n, 1); });
   }
   layer.prepare(parallel_for);
-  const Coefficients<C> coefficients(layer, true, parallel_for);
-  const int64_t block = layer.block_rows();
-  forward_blocks(layer, block, parallel_for, [&] { return ForwardWorker<C>(coefficients, block); });
+  if (layer.narrow_table_vectors() > 0)
+    return forward_with(layer, NarrowCoefficients<C>(layer, true, parallel_for), false, parallel_for);
+  forward_with(layer, Coefficients<C>(layer, true, parallel_for), layer.worth_sorting(layer.block_rows()), parallel_for);
 }

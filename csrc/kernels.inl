@@ -21,6 +21,7 @@ using kan::Storage;
 #include "work.inl"
 #include "packing.inl"
 #include "evaluation.inl"
+#include "narrow.inl"
 #include "few_rows.inl"
 #include "forward.inl"
 #include "coef_sums.inl"

@@ -43,6 +43,17 @@ void write_rows(Storage storage, const C* source, int64_t source_stride, int64_t
   });
 }
 
+// Writes rows n0.. of y, from sums tile by tile.
+template <class C>
+void write_tiles(const Layer<C>& layer, const C* sums, int64_t n0, int64_t rows) {
+  const Problem& p = layer.problem;
+  for (int64_t t = 0; t < layer.tiles; ++t) {
+    const Tile tile = layer.tile(t);
+    const int64_t width = tile.vectors * Simd<C>::lanes;
+    write_rows(p.storage, sums + rows * tile.first, width, rows, smaller(width, p.O - tile.first), p.y, n0, tile.first, p.O);
+  }
+}
+
 // Copies rows x columns of a strided operand to a matrix whose row c is the operand's column first_column + c; its entries
 // rows .. padded_rows are 0.
 template <class C>

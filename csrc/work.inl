@@ -4,6 +4,8 @@ constexpr int kSmallestBlock = 32, kLargestBlock = 1024;  // rows evaluated toge
 constexpr int kBlockStride = kLargestBlock + 16;           // a row's values are then not all in one cache set
 constexpr int kChunkFeatures = 32;  // summed by themselves, so that rounding errors grow with the chunk and the number of chunks
 
+constexpr int64_t kMostNarrowOutputs = 12;                  // up to which vectors run over rows instead of outputs
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -110,6 +112,13 @@ struct Layer {
 
   // Where runs are shorter, sorting costs more than reading every input's coefficients anew.
   bool worth_sorting(int64_t block) const { return live > 0 && block >= 8 * buckets(); }
+
+  // Vectors that hold the M coefficients of one edge where layers of few outputs look them up; 0 where they do not.
+  int narrow_table_vectors() const {
+    const int64_t bases = problem.G + problem.K;
+    const bool is_narrow = KAN_VECTOR_BYTES == 64 && problem.O <= kMostNarrowOutputs && live > 1 && live <= 6 && bases <= 2 * lanes;
+    return is_narrow ? int(divide_up(bases, lanes)) : 0;
+  }
 
   // Vector operations of one row with one feature: the evaluation and the contraction.
   int64_t work_per_input() const { return 16 + (live + 1) * vectors; }

@@ -1,0 +1,155 @@
+// Layers of few outputs, whose rows would leave most of a vector empty: vectors run over the inputs of a feature instead, and look
+// their coefficients up by permuting registers. Nothing is sorted. Included by kernels.inl inside its namespace.
+
+constexpr int64_t kMostNarrowProducts = 36;   // M + 1 times O, up to which dense bases cost less than sorted rows
+
+// Calls f with the number of live rows and of a table's vectors as Constants.
+template <class F>
+void with_narrow_table(int live, int table_vectors, F f) {
+  with_live_rows(live, [&](auto rows) {
+    if constexpr (decltype(rows)::value > 1) table_vectors == 1 ? f(rows, Constant<1>{}) : f(rows, Constant<2>{});
+  });
+}
+
+// The coefficients times their scaler, transposed: the table of feature i and output o is its M coefficients in whole vectors.
+template <class C>
+struct NarrowCoefficients {
+  const Problem& problem;
+  const int table_vectors;
+  const int64_t table_size;  // of an output
+  Buffer<C> tables, base;    // base (I, O): zeros without one
+
+  NarrowCoefficients(const Layer<C>& layer, bool are_read, ParallelFor parallel_for)
+      : problem(layer.problem), table_vectors(layer.narrow_table_vectors()), table_size(table_vectors * Simd<C>::lanes) {
+    if (!are_read) return;
+    tables.allocate(problem.I * problem.O * table_size);
+    base.allocate(problem.I * problem.O);
+    run_parallel(parallel_for, problem.I, problem.O * table_size, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) read(i);
+    });
+  }
+
+  const C* table(int64_t i) const { return &tables[i * problem.O * table_size]; }
+  const C* base_weights(int64_t i) const { return &base[i * problem.O]; }
+
+ private:
+  void read(int64_t i) {
+    const Problem& p = problem;
+    C *own = &tables[i * p.O * table_size], *own_base = &base[i * p.O];
+    read_transposed(p.storage, coef_of_feature(p, i), 0, p.G + p.K, table_size, 0, p.O, own, table_size);
+    if (p.scaler.data != nullptr) {
+      pack_rows(p.storage, p.scaler, i, 1, 0, p.O, own_base, p.O);
+      for (int64_t o = 0; o < p.O; ++o)
+        for (int64_t m = 0; m < table_size; ++m) own[o * table_size + m] *= own_base[o];
+    }
+    if (p.base_weight.data != nullptr)
+      pack_rows(p.storage, p.base_weight, i, 1, 0, p.O, own_base, p.O);
+    else
+      __builtin_memset(own_base, 0, size_t(p.O) * sizeof(C));
+  }
+};
+
+// The values of as many inputs as there are lanes, and the coefficients that they belong to.
+template <class C, int LIVE>
+struct LiveLanes {
+  V<C> value[LIVE + 1];
+  Index<C> row[LIVE];
+
+  template <int STRIDE>
+  [[gnu::always_inline]] LiveLanes(const Inputs<C, STRIDE>& inputs, int b) {
+    row[0] = load_index<C>(inputs.first_rows + b);
+    for (int k = 1; k < LIVE; ++k) row[k] = row[0] + typename Simd<C>::Int(k);
+    for (int k = 0; k <= LIVE; ++k) value[k] = load(inputs.values + k * STRIDE + b);
+  }
+};
+
+// y[o * padded + b] += a feature's part.
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
+void narrow_forward(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
+  constexpr int64_t table_size = TABLE_VECTORS * Simd<C>::lanes;
+  for (int b = 0; b < padded; b += Simd<C>::lanes) {
+    const LiveLanes<C, LIVE> live(inputs, b);
+    for (int64_t o = 0; o < O; ++o) {
+      V<C> sum = load(y + o * padded + b) + live.value[LIVE] * base[o];
+      for (int k = 0; k < LIVE; ++k) sum += live.value[k] * lookup<C, TABLE_VECTORS>(table + o * table_size, live.row[k]);
+      store<C>(y + o * padded + b, sum);
+    }
+  }
+}
+
+// result[b] = the inputs' gradient, from g[o * STRIDE + b].
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
+void narrow_backward_input(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, const C* g,
+                           C* result) {
+  constexpr int64_t table_size = TABLE_VECTORS * Simd<C>::lanes;
+  for (int b = 0; b < padded; b += Simd<C>::lanes) {
+    const LiveLanes<C, LIVE> live(inputs, b);
+    V<C> along[LIVE + 1] = {};
+    for (int64_t o = 0; o < O; ++o) {
+      const V<C> gradient = load(g + o * STRIDE + b);
+      for (int k = 0; k < LIVE; ++k) along[k] += gradient * lookup<C, TABLE_VECTORS>(table + o * table_size, live.row[k]);
+      along[LIVE] += gradient * base[o];
+    }
+    V<C> sum = live.value[LIVE] * along[LIVE];
+    for (int k = 0; k < LIVE; ++k) sum += live.value[k] * along[k];
+    store<C>(result + b, sum);
+  }
+}
+
+// The gradient of the coefficients, as a product of all M bases, most of them 0, with g.
+template <class C, int STRIDE>
+struct DenseBases {
+  static constexpr int kRows = 5, kOutputs = 3;  // of a register tile: 15 sums, which a tree adds up 16 at a time
+  const int64_t M;
+  Buffer<C> values;  // (M + 1, STRIDE): the bases, then the base activation's
+
+  explicit DenseBases(int64_t M_) : M(M_), values((M + 1) * STRIDE) {}
+
+  template <int LIVE>
+  void spread(const Inputs<C, STRIDE>& inputs, int padded) {
+    for (int b = 0; b < padded; b += Simd<C>::lanes) {
+      const LiveLanes<C, LIVE> live(inputs, b);
+      for (int64_t m = 0; m < M; ++m) {
+        V<C> value = {};
+        for (int k = 0; k < LIVE; ++k) value = live.row[k] == Index<C>{} + typename Simd<C>::Int(m) ? live.value[k] : value;
+        store<C>(&values[m * STRIDE + b], value);
+      }
+      store<C>(&values[M * STRIDE + b], live.value[LIVE]);
+    }
+  }
+
+  // gradient[m * gradient_stride + o] and base_gradient[o] += values x g[o * STRIDE + b].
+  void add_products(const C* g, int padded, int64_t O, C* gradient, int64_t gradient_stride, C* base_gradient) const {
+    for (int64_t m = 0; m <= M; m += kRows)
+      for (int64_t o = 0; o < O; o += kOutputs) {
+        C sums[kRows * kOutputs];
+        tile(g, padded, m, o, O, sums);
+        for (int r = 0; r < kRows && m + r <= M; ++r)
+          for (int c = 0; c < kOutputs && o + c < O; ++c)
+            (m + r < M ? gradient[(m + r) * gradient_stride + o + c] : base_gradient[o + c]) += sums[r * kOutputs + c];
+      }
+  }
+
+ private:
+  void tile(const C* g, int padded, int64_t m0, int64_t o0, int64_t O, C* sums) const {
+    // Rows and outputs beyond the last repeat it: their sums are not used.
+    const C *row[kRows], *output[kOutputs];
+    for (int r = 0; r < kRows; ++r) row[r] = &values[smaller(m0 + r, M) * STRIDE];
+    for (int c = 0; c < kOutputs; ++c) output[c] = g + smaller(o0 + c, O - 1) * STRIDE;
+    V<C> sum[kRows * kOutputs + 1] = {};
+    for (int b = 0; b < padded; b += Simd<C>::lanes) {
+      V<C> gradient[kOutputs];
+      for (int c = 0; c < kOutputs; ++c) gradient[c] = load(output[c] + b);
+      for (int r = 0; r < kRows; ++r) {
+        const V<C> value = load(row[r] + b);
+        for (int c = 0; c < kOutputs; ++c) sum[r * kOutputs + c] += value * gradient[c];
+      }
+    }
+    if constexpr (Simd<C>::lanes == kRows * kOutputs + 1) {
+      const V<C> each = sum_each<C>(sum);
+      for (int s = 0; s < kRows * kOutputs; ++s) sums[s] = each[s];
+    } else {
+      for (int s = 0; s < kRows * kOutputs; ++s) sums[s] = sum_lanes<C>(sum[s]);
+    }
+  }
+};
