@@ -91,7 +91,7 @@ struct Stages {
 void evaluation_stages(Stages& s, int64_t block, int64_t chunk, bool with_slopes, bool sorts, const char* what) {
   const Problem& p = s.problem;
   const int64_t group = s.layer.group_features(chunk);
-  EvaluationScratch<float, kBlockStride> scratch(s.layer, chunk, group, with_slopes, sorts);
+  EvaluationScratch<float, block_stride(kLargestBlock)> scratch(s.layer, chunk, group, with_slopes, sorts);
   const auto blocks = [&](auto body) {
     for (int64_t n0 = 0; n0 < p.N; n0 += block)
       for (int64_t i0 = 0; i0 < p.I; i0 += chunk) body(n0, smaller(block, p.N - n0), i0, smaller(chunk, p.I - i0));
@@ -157,9 +157,9 @@ int main(int argc, char** argv) {
     layer.prepare(serial);
   });
   s.report("knot tables", prepare, 0);
-  const int64_t rows = s.layer.block_rows();
-  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, false, "one order");
-  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, true, "one order");
+  const int64_t rows = s.layer.block_rows(32);
+  evaluation_stages(s, rows, smaller(I, s.layer.chunk_features()), false, false, "one order");
+  evaluation_stages(s, rows, smaller(I, s.layer.chunk_features()), false, true, "one order");
   evaluation_stages(s, rows, smaller(I, 16), true, true, "two orders");
   s.report("spline_forward", seconds([&] { forward_any(forward_problem, serial); }), live + 1);
   s.report("spline_backward_input", seconds([&] { backward_any(input_problem, serial); }), live + 1);

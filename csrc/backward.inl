@@ -76,7 +76,7 @@ struct GradientPlan {
 };
 
 // One thread's blocks of rows x chunks of features.
-template <class C>
+template <class C, int STRIDE>
 struct GradientWorker {
   const Layer<C>& layer;
   const GradientPlan plan;
@@ -84,9 +84,9 @@ struct GradientWorker {
   const NarrowCoefficients<C>& narrow_coefficients;
   CoefSums<C>& sums;
   const int64_t chunk, group;
-  EvaluationScratch<C, kBlockStride> inputs;
+  EvaluationScratch<C, STRIDE> inputs;
   GradientTiles<C> g;
-  DenseBases<C, kBlockStride> bases;
+  DenseBases<C, STRIDE> bases;
   Buffer<C> g_of_outputs;  // (O, block), for what is narrow
   Buffer<C> products, result;
 
@@ -96,19 +96,19 @@ struct GradientWorker {
         sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
         inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, block),
         bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
-        g_of_outputs(plan.narrow() ? layer.problem.O * kBlockStride : 0),
+        g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0),
         products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(plan.input != Way::none ? chunk * kBlockStride : 0) {}
+        result(plan.input != Way::none ? chunk * STRIDE : 0) {}
 
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
     inputs.read(n0, rows, i0, features);
     if (plan.in_tiles()) g.read(n0, rows);
-    if (plan.narrow()) read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, kBlockStride);
+    if (plan.narrow()) read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
     for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
-      __builtin_memset(&result[f * kBlockStride], 0, size_t(inputs.padded) * sizeof(C));
+      __builtin_memset(&result[f * STRIDE], 0, size_t(inputs.padded) * sizeof(C));
     for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f), split);
-    if (plan.input != Way::none) write_transposed(p.storage, result.data, kBlockStride, rows, features, p.input_gradient, n0, i0, p.I);
+    if (plan.input != Way::none) write_transposed(p.storage, result.data, STRIDE, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
@@ -136,7 +136,7 @@ struct GradientWorker {
         if (plan.input == Way::narrow)
           narrow_backward_input<C, LIVE, decltype(vectors)::value>(
               inputs.input_gradient_inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
-              g_of_outputs.data, &result[(f0 + f) * kBlockStride]);
+              g_of_outputs.data, &result[(f0 + f) * STRIDE]);
         if (plan.coef != Way::narrow) continue;
         bases.template spread<LIVE>(inputs.inputs(f), inputs.padded);
         bases.add_products(g_of_outputs.data, inputs.padded, O, sums.spline(split, i), layer.padded_outputs, sums.base(split, i));
@@ -152,7 +152,7 @@ struct GradientWorker {
       const int64_t i = i0 + f0 + f;
       if (plan.input == Way::tiles)
         add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
-                                       &result[(f0 + f) * kBlockStride]);
+                                       &result[(f0 + f) * STRIDE]);
       if (plan.coef != Way::tiles) continue;
       C *to = sums.spline(split, i) + tile.first, *base = sums.base(split, i) + tile.first;
       if constexpr (LIVE < 0)
@@ -167,7 +167,7 @@ template <class C>
 void backward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
   layer.prepare(parallel_for);
-  const int64_t block = layer.block_rows();
+  const int64_t block = layer.block_rows(32);
   const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * 128 / block), chunks = divide_up(p.I, chunk);
   // Few features: the rows are split too, by the shape alone, and the partial sums added in order.
   const int64_t splits = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(p.N / (4 * block)));
@@ -178,14 +178,16 @@ void backward(const Problem& p, ParallelFor parallel_for) {
   const NarrowCoefficients<C> narrow_coefficients(layer, plan.input == Way::narrow, parallel_for);
 
   const int64_t work = smaller(split_rows, p.N) * chunk * layer.work_per_input();
-  run_parallel(parallel_for, chunks * splits, work, [&](int64_t begin, int64_t end) {
-    GradientWorker<C> worker(plan, coefficients, narrow_coefficients, sums, block, chunk);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
-      sums.clear(split, i0, features);
-      for (int64_t n0 = split * split_rows; n0 < smaller((split + 1) * split_rows, p.N); n0 += block)
-        worker.add_block(n0, smaller(block, p.N - n0), i0, features, split);
-    }
+  with_block_stride(block, [&](auto stride) {
+    run_parallel(parallel_for, chunks * splits, work, [&](int64_t begin, int64_t end) {
+      GradientWorker<C, decltype(stride)::value> worker(plan, coefficients, narrow_coefficients, sums, block, chunk);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
+        sums.clear(split, i0, features);
+        for (int64_t n0 = split * split_rows; n0 < smaller((split + 1) * split_rows, p.N); n0 += block)
+          worker.add_block(n0, smaller(block, p.N - n0), i0, features, split);
+      }
+    });
   });
   sums.write(parallel_for);
 }

@@ -52,16 +52,16 @@ void write_outputs(const NarrowCoefficients<C>& coefficients, const C* sums, int
 }
 
 // One thread's blocks of rows: sums over a range of features.
-template <class C, class Coefs>
+template <class C, class Coefs, int STRIDE>
 struct ForwardWorker {
   const Layer<C>& layer;
   const Coefs& coefficients;
   const int64_t chunk, group;
-  EvaluationScratch<C, kBlockStride> inputs;
+  EvaluationScratch<C, STRIDE> inputs;
   Buffer<C> part;
 
   ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
-      : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
+      : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, layer.chunk_features())),
         group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts),
         part(layer.problem.I > chunk ? block * layer.padded_outputs : 0) {}
 
@@ -87,18 +87,18 @@ void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_f
                     const Write& write) {
   const Problem& p = layer.problem;
   const int64_t blocks = divide_up(p.N, block), block_size = block * layer.padded_outputs;
-  const int64_t chunks = divide_up(p.I, kChunkFeatures), most_splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
-  const int64_t split_features = divide_up(chunks, most_splits) * kChunkFeatures, splits = divide_up(p.I, split_features);
+  const int64_t chunks = divide_up(p.I, layer.chunk_features()), splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
+  const auto first_feature = [&](int64_t split) { return smaller(split * chunks / splits * layer.chunk_features(), p.I); };
   Buffer<C> partial(splits > 1 ? blocks * splits * block_size : 0);
 
-  const int64_t work = smaller(block, p.N) * smaller(split_features, p.I) * layer.work_per_input();
+  const int64_t work = smaller(block, p.N) * (p.I / splits) * layer.work_per_input();
   run_parallel(parallel_for, blocks * splits, work, [&](int64_t begin, int64_t end) {
     auto worker = make_worker();
     Buffer<C> own(splits > 1 ? 0 : block_size);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t n0 = task / splits * block, rows = smaller(block, p.N - n0), i0 = task % splits * split_features;
+      const int64_t n0 = task / splits * block, rows = smaller(block, p.N - n0), split = task % splits;
       C* sums = splits > 1 ? &partial[task * block_size] : own.data;
-      worker.add_features(n0, rows, i0, smaller(i0 + split_features, p.I), sums);
+      worker.add_features(n0, rows, first_feature(split), first_feature(split + 1), sums);
       if (splits == 1) write(sums, n0, rows);
     }
   });
@@ -112,11 +112,13 @@ void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_f
 }
 
 template <class C, class Coefs>
-void forward_with(const Layer<C>& layer, const Coefs& coefficients, bool sorts, ParallelFor parallel_for) {
-  const int64_t block = layer.block_rows();
-  forward_blocks(
-      layer, block, parallel_for, [&] { return ForwardWorker<C, Coefs>(layer, coefficients, block, sorts); },
-      [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
+void forward_with(const Layer<C>& layer, const Coefs& coefficients, int64_t block, bool sorts, ParallelFor parallel_for) {
+  with_block_stride(block, [&](auto stride) {
+    forward_blocks(
+        layer, block, parallel_for,
+        [&] { return ForwardWorker<C, Coefs, decltype(stride)::value>(layer, coefficients, block, sorts); },
+        [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
+  });
 }
 
 template <class C>
@@ -129,7 +131,8 @@ void forward(const Problem& p, ParallelFor parallel_for) {
         [&](const C* sums, int64_t n, int64_t) { write_tiles(layer, sums, n, 1); });
   }
   layer.prepare(parallel_for);
+  const int64_t block = layer.block_rows(16);
   if (layer.narrow_table_vectors() > 0)
-    return forward_with(layer, NarrowCoefficients<C>(layer, true, parallel_for), false, parallel_for);
-  forward_with(layer, Coefficients<C>(layer, true, parallel_for), layer.worth_sorting(layer.block_rows()), parallel_for);
+    return forward_with(layer, NarrowCoefficients<C>(layer, true, parallel_for), block, false, parallel_for);
+  forward_with(layer, Coefficients<C>(layer, true, parallel_for), block, layer.worth_sorting(block), parallel_for);
 }

@@ -1,8 +1,11 @@
 // How a problem is cut: blocks of rows, chunks of features, tiles of outputs. Included by kernels.inl inside its namespace.
 
 constexpr int kSmallestBlock = 32, kLargestBlock = 1024;  // rows evaluated together
-constexpr int kBlockStride = kLargestBlock + 16;           // a row's values are then not all in one cache set
-constexpr int kChunkFeatures = 32;  // summed by themselves, so that rounding errors grow with the chunk and the number of chunks
+
+// A block's values of one kind stand this far apart: the values of one input are then not all in one cache set, nor those of a
+// small block on pages of their own.
+constexpr int block_stride(int64_t block) { return int(block <= 256 ? 256 : kLargestBlock) + 16; }
+
 
 constexpr int64_t kMostNarrowOutputs = 12;                  // up to which vectors run over rows instead of outputs
 
@@ -41,6 +44,12 @@ void with_live_rows(int live, F f) {
     case 6: return f(Constant<6>{});
     default: return f(Constant<-1>{});
   }
+}
+
+// Calls f with the stride of a block's values as a Constant.
+template <class F>
+void with_block_stride(int64_t block, F f) {
+  block <= 256 ? f(Constant<block_stride(256)>{}) : f(Constant<block_stride(kLargestBlock)>{});
 }
 
 // Calls f with the width of a tile as a Constant.
@@ -102,11 +111,15 @@ struct Layer {
   // Of the coefficient rows that an input can read first.
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
 
-  // Rows of a block: enough at once to give a run of the sorted inputs some 50 of them, since its end is a branch mispredicted.
-  // A tile of y or g then no longer fits L1, which measures as nothing beside runs that are shorter.
-  int64_t block_rows() const {
+  // Features that are summed by themselves, so that rounding errors grow with the chunk and the number of chunks. A single
+  // output's error is not the largest of many.
+  int64_t chunk_features() const { return vectors == 1 ? 32 : 64; }
+
+  // Rows of a block: enough at once to give a run of the sorted inputs that many, since its end is a branch mispredicted. A tile
+  // of y or g then no longer fits L1, which measures as less than short runs do.
+  int64_t block_rows(int per_run) const {
     int64_t rows = kSmallestBlock;
-    while (2 * rows <= kLargestBlock && rows < problem.N && (rows < 128 || rows < 32 * buckets())) rows *= 2;
+    while (2 * rows <= kLargestBlock && rows < problem.N && (rows < 128 || rows < per_run * buckets())) rows *= 2;
     return rows;
   }
 

@@ -125,7 +125,7 @@ CASES = [
     Case(3, 2, 64, scaled=True, weighted=True),
     Case(2, 63, 31, knots="adaptive", weighted=True, scaled=True),
     Case(1, 129, 64, G=20, layout="strided", scaled=True),
-    Case(4, 17, 5, G=4, K=0, knots="adaptive", weighted=True),
+    Case(4, 17, 5, G=4, K=0, knots="adaptive", scaled=True),
     Case(3, 7, 16, G=3, K=6, scaled=True),
     Case(7, 1, 63, knots="adaptive"),
     Case(7, 63, 1, G=1),
