@@ -68,8 +68,8 @@ struct KnotTables {
   int64_t I, G;
   int K, derivative;
   int intervals;  // J = G + 2K; interval J is the empty one
+  int padded;     // knots per feature: a power of two of at least a vector, +inf after the last, of which there is one
   int slots;      // J + 1, padded to vectors: entries of one table row
-  int padded;     // knots per feature: a power of two of at least a vector, +inf after the last
   int live;       // rows an input touches: K + 1, or 0 when the derivative order exceeds K
   int degree;     // of the polynomials: K - derivative
   int width;      // of a record row: K + 1 rounded up to a power of two
@@ -77,8 +77,11 @@ struct KnotTables {
   // set has no such permutation, and an interval's coefficients are kept together in a record.
   int row_vectors;
   Buffer<C> knots;                 // (I, padded)
-  Buffer<C> origin, inverse_step;  // (I): guess of the interval on uniform knots
-  Buffer<uint8_t> uniform;         // (I): the guess is at most one interval off
+  // The knots' range is cut into `padded` cells of one width. An interval is found from the one in which its cell starts, in as
+  // many steps as a cell has knots: one where the knots are uniform, and 0 stands for too many.
+  Buffer<C> cells_per_unit;        // (I)
+  Buffer<C> cell_start;            // (I, padded)
+  Buffer<uint8_t> cell_steps;      // (I)
   Buffer<int64_t> table_of;        // (I): the feature whose tables serve this one, which has the same knots
   Buffer<C> centre, inverse_width; // (I, slots)
   Buffer<C> coefficients;          // (I, degree+1, K+1, slots)
@@ -86,15 +89,15 @@ struct KnotTables {
 
   explicit KnotTables(const Problem& problem)
       : I(problem.I), G(problem.G), K(problem.K), derivative(problem.derivative), intervals(int(G) + 2 * K),
-        slots((intervals + 1 + Simd<C>::lanes - 1) / Simd<C>::lanes * Simd<C>::lanes),
-        padded(ceil_pow2(intervals + 1 > Simd<C>::lanes ? intervals + 1 : Simd<C>::lanes)),
+        padded(ceil_pow2(intervals + 2 > Simd<C>::lanes ? intervals + 2 : Simd<C>::lanes)),
+        slots(padded <= 2 * Simd<C>::lanes ? padded : (intervals + Simd<C>::lanes) / Simd<C>::lanes * Simd<C>::lanes),
         live(derivative > K ? 0 : K + 1), degree(K - derivative), width(ceil_pow2(K + 1)),
-        row_vectors(KAN_VECTOR_BYTES == 64 && slots <= 2 * Simd<C>::lanes ? slots / Simd<C>::lanes : 0) {}
+        row_vectors(KAN_VECTOR_BYTES == 64 && padded <= 2 * Simd<C>::lanes ? padded / Simd<C>::lanes : 0) {}
   void allocate() {
     knots.allocate(I * padded);
-    origin.allocate(I);
-    inverse_step.allocate(I);
-    uniform.allocate(I);
+    cells_per_unit.allocate(I);
+    cell_start.allocate(I * padded);
+    cell_steps.allocate(I);
     table_of.allocate(I);
     if (!specialised()) return;
     centre.allocate(I * slots);
@@ -106,7 +109,7 @@ struct KnotTables {
   int64_t table_size() const { return int64_t(degree + 1) * (K + 1) * slots; }
   int64_t record_size() const { return int64_t(degree + 1) * width; }
 
-  // Reads the knots of feature i and recognises uniform ones.
+  // Reads the knots of feature i.
   void read_knots(const Problem& problem, int64_t i) {
     C* t = &knots[i * padded];
     with_storage(problem.grid_storage, [&](auto tag) {
@@ -114,12 +117,32 @@ struct KnotTables {
       for (int m = 0; m <= intervals; ++m) t[m] = widen<C>(source[m * problem.grid.stride[1]]);
     });
     for (int m = intervals + 1; m < padded; ++m) t[m] = C(__builtin_inf());
-    const double step = (double(t[intervals]) - double(t[0])) / intervals;
-    bool is_uniform = step > 0 && step < __builtin_inf();
-    for (int m = 0; m <= intervals; ++m) is_uniform &= __builtin_fabs(t[m] - (t[0] + m * step)) < 0.25 * step;
-    uniform[i] = is_uniform;
-    origin[i] = t[0];
-    inverse_step[i] = C(1.0 / step);
+  }
+
+  // Counts the knots of the cells of feature i. Whatever the knots hold, a search ends at the +inf after them.
+  void find_cells(int64_t i) {
+    if (table_of[i] != i) return;
+    const C* t = &knots[i * padded];
+    C* start = &cell_start[i * padded];
+    const C range = t[intervals] - t[0];
+    cell_steps[i] = 0;
+    cells_per_unit[i] = C(padded) / range;
+    if (!(range > 0 && cells_per_unit[i] > 0 && cells_per_unit[i] < C(__builtin_inf()))) return;
+    for (int c = 0; c < padded; ++c) start[c] = 0;
+    int steps = 0;
+    for (int m = 1; m <= intervals; ++m) {
+      const C place = (t[m] - t[0]) * cells_per_unit[i];  // rounded as an input's: where it is in an earlier cell, it is less
+      const int cell = !(place > 0) ? 0 : place < C(padded) ? int(place) : padded - 1;
+      start[cell] += 1;
+      if (start[cell] > steps) steps = int(start[cell]);
+    }
+    C before = 0;
+    for (int c = 0; c < padded; ++c) {
+      const C own = start[c];
+      start[c] = before;
+      before += own;
+    }
+    if (steps <= 8 && (2 << steps) <= padded) cell_steps[i] = uint8_t(steps);  // else halving takes fewer lookups
   }
 
   // Features with the knots of the one before, all of them in a layer whose grid was never adapted, share its tables.
@@ -212,9 +235,9 @@ struct KnotTables {
   // What an evaluation of feature i reads, by value: the compiler then knows that no store changes it.
   struct Feature {
     int G, K, intervals, degree, padded;
-    bool uniform;
-    C first, last, origin, inverse_step;
-    const C *knots, *centre, *inverse_width, *coefficients, *records;
+    int cell_steps;
+    C first, last, cells_per_unit;
+    const C *knots, *cell_start, *centre, *inverse_width, *coefficients, *records;
 
     Index<C> first_row(Index<C> j) const {
       using Int = typename Simd<C>::Int;
@@ -229,11 +252,11 @@ struct KnotTables {
       const Index<C> zero = {}, empty = zero + Int(intervals);
       const auto inside = (x >= broadcast(first)) & (x < broadcast(last));
       Index<C> j = zero;
-      if (uniform) {
-        const V<C> guess = (x - origin) * inverse_step;
-        j = __builtin_convertvector(min_of<C>(max_of<C>(guess, V<C>{}), broadcast(C(intervals - 1))), Index<C>);
-        const V<C> start = lookup<C, ROW_VECTORS>(knots, j), end = lookup<C, ROW_VECTORS>(knots, j + 1);
-        j += (Index<C>)(x < start) - (Index<C>)(x >= end);  // a true lane is -1
+      if (cell_steps > 0) {
+        const V<C> point = min_of<C>(x, broadcast(last)), place = (point - first) * cells_per_unit;
+        const V<C> cell = min_of<C>(max_of<C>(place, V<C>{}), broadcast(C(padded - 1)));
+        j = __builtin_convertvector(lookup<C, ROW_VECTORS>(cell_start, __builtin_convertvector(cell, Index<C>)), Index<C>);
+        for (int step = 0; step < cell_steps; ++step) j -= (Index<C>)(point >= lookup<C, ROW_VECTORS>(knots, j + 1));  // true is -1
       } else {
         for (Int step = padded / 2; step > 0; step /= 2) {
           const Index<C> further = j + step;
@@ -247,7 +270,7 @@ struct KnotTables {
   Feature feature(int64_t i) const {
     const C* t = knots.data + i * padded;
     const bool has_tables = specialised();
-    return {int(G), K, intervals, degree, padded, uniform[i] != 0, t[0], t[intervals], origin[i], inverse_step[i], t,
+    return {int(G), K, intervals, degree, padded, cell_steps[i], t[0], t[intervals], cells_per_unit[i], t, cell_start.data + i * padded,
             has_tables ? centre.data + i * slots : nullptr,
             has_tables ? inverse_width.data + i * slots : nullptr,
             has_tables && row_vectors > 0 ? coefficients.data + i * table_size() : nullptr,

@@ -97,7 +97,10 @@ struct Layer {
     });
     tables.share_tables();
     run_parallel(parallel_for, problem.I, tables.intervals * (problem.K + 1) * 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) tables.tabulate(i);
+      for (int64_t i = begin; i < end; ++i) {
+        tables.find_cells(i);
+        tables.tabulate(i);
+      }
     });
   }
 
