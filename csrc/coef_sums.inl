@@ -1,5 +1,10 @@
 // The gradients of the coefficients while they are summed, and what is made of the sums. Included by kernels.inl inside its namespace.
 
+template <class C>
+void add_products_of(const C* __restrict a, const C* __restrict b, int64_t count, C* __restrict sums) {
+  for (int64_t k = 0; k < count; ++k) sums[k] += a[k] * b[k];
+}
+
 // Every feature has M rows of spline sums and one of the base activation's, for each of some splits of the rows, which are
 // added in order. The first split's stand in the output where that has their layout.
 template <class C>
@@ -91,11 +96,14 @@ struct CoefSums {
       Buffer<C> scale(row_length), scale_gradient(row_length), coef(row_length);
       pack_rows(p.storage, p.scaler, i, 1, 0, p.O, scale.data, row_length);
       __builtin_memset(scale_gradient.data, 0, size_t(row_length) * sizeof(C));
+      const bool in_place = is_stored_as<C>(p.storage) && p.coef.stride[2] == 1 && row_length == p.O;
+      const Operand matrix = p.scaler_gradient != nullptr ? coef_of_feature(p, i) : Operand{};
       for (int64_t m = 0; m < spline_rows; ++m) {
         C* sum = sums + m * row_length;
         if (p.scaler_gradient != nullptr) {
-          pack_rows(p.storage, coef_of_feature(p, i), m, 1, 0, p.O, coef.data, row_length);
-          for (int64_t o = 0; o < row_length; ++o) scale_gradient[o] += sum[o] * coef[o];
+          if (!in_place) pack_rows(p.storage, matrix, m, 1, 0, p.O, coef.data, row_length);
+          add_products_of(sum, in_place ? static_cast<const C*>(matrix.data) + m * matrix.stride[0] : coef.data, row_length,
+                          scale_gradient.data);
         }
         for (int64_t o = 0; o < row_length; ++o) sum[o] *= scale[o];
       }

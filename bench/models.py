@@ -1,0 +1,164 @@
+"""Whole models against their peers: a training step with loss, backward and optimizer, and the latency of one row.
+
+`make bench`, or `python bench/models.py [--threads 1,2] [--rounds 15] [--out FILE]`. Measurements are appended to
+bench/results/<date>-cpu-models.jsonl, which table.py reads.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from machine import describe
+from records import RESULTS, Record, append
+from timing import alternate
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import kan_kernels as kk
+
+Call = Callable[[], object]
+
+
+def on_reference(call: Call) -> Call:
+    """Plain torch: dense bases, efficient-kan's formulation."""
+
+    def run() -> object:
+        with kk.use_backend("reference"):
+            return call()
+
+    return run
+
+
+def pykan(widths: list[int]) -> nn.Module | None:
+    """pykan's network without its symbolic branch and records, as its `speed()` leaves it."""
+    try:
+        import kan
+    except ImportError:
+        return None
+    return kan.KAN(width=list(widths), grid=5, k=3, auto_save=False, seed=0).speed()
+
+
+def mlp(inputs: int, outputs: int, parameters: int) -> nn.Module:
+    """One hidden layer, as many parameters."""
+    hidden = (parameters - outputs) // (inputs + 1 + outputs)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+def parameters_of(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def tiny_layer() -> dict[str, Call]:
+    """KANLinear(2, 5) at 64 rows, forward and all gradients, against a linear layer with an activation."""
+    x, g = (torch.rand(64, 2) * 2 - 1).requires_grad_(), torch.randn(64, 5)
+
+    def step(net: nn.Module) -> Call:
+        leaves = [x, *net.parameters()]
+        return lambda: torch.autograd.grad(net(x), leaves, g)
+
+    layer = kk.KANLinear(2, 5)
+    linear = nn.Sequential(nn.Linear(2, 5), nn.SiLU())
+    return {"kan_kernels": step(layer), "Linear + SiLU": step(linear), "reference": on_reference(step(layer))}
+
+
+def one_row() -> dict[str, Call]:
+    """256 -> 256 for one row, against one linear layer of the parameters that the row touches."""
+    layer, x = kk.KANLinear(256, 256), torch.rand(1, 256) * 2 - 1
+    touched, weight = torch.rand(1, 256 * 5), torch.randn(256, 256 * 5)
+
+    def inference(compute: Callable[[], Tensor]) -> Call:
+        return torch.inference_mode()(compute)
+
+    return {
+        "kan_kernels": inference(lambda: layer(x)),
+        "F.linear, 1280 to 256": inference(lambda: F.linear(touched, weight)),
+        "reference": on_reference(inference(lambda: layer(x))),
+    }
+
+
+def digits() -> dict[str, Call]:
+    """[64, 64, 10] at batch 64 with cross-entropy and Adam."""
+    x, labels = torch.rand(64, 64), torch.randint(0, 10, (64,))
+
+    def step(net: nn.Module) -> Call:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), labels).backward()
+            optimizer.step()
+
+        return run
+
+    net = kk.KAN([64, 64, 10])
+    nets = {"kan_kernels": net, "MLP, equal parameters": mlp(64, 10, parameters_of(net)), "pykan": pykan([64, 64, 10])}
+    steps = {name: step(other) for name, other in nets.items() if other is not None}
+    return steps | {"reference": on_reference(step(kk.KAN([64, 64, 10])))}
+
+
+def poisson() -> dict[str, Call]:
+    """[2, 2, 1] on 51 x 51 points: the loss has the network's Laplacian, so a step nests three derivatives."""
+    axis = torch.linspace(-1, 1, 51)
+    points = torch.cartesian_prod(axis, axis)
+    border = points[(points.abs() == 1).any(1)]
+
+    def solution(p: Tensor) -> Tensor:
+        return torch.sin(torch.pi * p[:, :1]) * torch.sin(torch.pi * p[:, 1:])
+
+    source, at_border = -2 * torch.pi**2 * solution(points), solution(border)
+
+    def step(net: nn.Module) -> Call:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            x = points.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+            seconds = [torch.autograd.grad(slope[:, d].sum(), x, create_graph=True)[0][:, d : d + 1] for d in range(2)]
+            loss = (sum(seconds) - source).square().mean() + (net(border) - at_border).square().mean()
+            loss.backward()
+            optimizer.step()
+
+        return run
+
+    net = kk.KAN([2, 2, 1])
+    nets = {"kan_kernels": net, "MLP, equal parameters": mlp(2, 1, parameters_of(net)), "pykan": pykan([2, 2, 1])}
+    steps = {name: step(other) for name, other in nets.items() if other is not None}
+    return steps | {"reference": on_reference(step(kk.KAN([2, 2, 1])))}
+
+
+MODELS = {
+    "KANLinear(2, 5), 64 rows, gradients": tiny_layer,
+    "256 to 256, one row, inference": one_row,
+    "digits [64, 64, 10], batch 64, Adam": digits,
+    "Poisson PINN [2, 2, 1], 2601 points, Adam": poisson,
+}
+
+
+def measure(name: str, calls: dict[str, Call], threads: int, rounds: int) -> Iterable[Record]:
+    for provider, timing in alternate(calls, rounds, budget=1.5).items():
+        record = {"case": name, "provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min}
+        yield record | {"samples": timing.samples, "threads": threads, "dtype": "float32", "machine": describe()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", default=str(torch.get_num_threads()), help="comma-separated thread counts")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of every contender")
+    parser.add_argument("--out", type=Path, help="file to append to")
+    arguments = parser.parse_args()
+    out = arguments.out or RESULTS / f"{describe()['date']}-cpu-models.jsonl"
+    for threads in map(int, arguments.threads.split(",")):
+        torch.set_num_threads(threads)
+        for name, make in tqdm(MODELS.items(), desc=f"{threads} threads"):
+            torch.manual_seed(0)
+            records = list(measure(name, make(), threads, arguments.rounds))
+            append(out, records)
+            tqdm.write(f"{name}: " + ", ".join(f"{r['provider']} {r['median_ms']:.3f} ms" for r in records))
+    print(f"Appended to {out}")
+
+
+if __name__ == "__main__":
+    main()
