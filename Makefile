@@ -32,7 +32,10 @@ lint: $(EXTENSION)
 
 bench: $(EXTENSION)
 	$(BIN)/python bench/run.py $(ARGS)
-	$(BIN)/python bench/table.py --write README.md
+	$(BIN)/python bench/models.py
+	$(BIN)/python bench/variants.py
+	$(BIN)/python bench/stages.py
+	$(BIN)/python bench/table.py --write
 	$(BIN)/python bench/plot.py
 	$(BIN)/python -m pytest bench/operators.py
 

@@ -1,4 +1,4 @@
-"""Micro-benchmarks of the three operators: `python -m pytest bench/operators.py [--benchmark-group-by=param:case]`."""
+"""Micro-benchmarks of the operators: `python -m pytest bench/operators.py [--benchmark-group-by=param:case]`."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,12 @@ def spline_backward_coef(case: Case, t: Tensors) -> object:
     return ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, case.K, "silu", 0, True, False, True)
 
 
-OPERATORS = (spline_forward, spline_backward_input, spline_backward_coef)
+def spline_backward(case: Case, t: Tensors) -> object:
+    """The gradients of x and of the parameters."""
+    return ops.spline_backward(t.x, None, t.g, t.coef, None, t.grid, t.base_weight, "silu", 0, True, False, True)
+
+
+OPERATORS = (spline_forward, spline_backward_input, spline_backward_coef, spline_backward)
 
 
 @pytest.mark.benchmark(max_time=0.3, warmup=True, warmup_iterations=3)

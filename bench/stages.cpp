@@ -1,7 +1,5 @@
-// Every stage of the CPU kernels alone, on one thread, in float32: `make stages [ARGS="N I O G K"]`.
-//
-// A stage runs over all blocks of a problem as the operators would run it, with everything before it already computed, so that
-// its time is what the operator spends there. Multiply-adds are the useful ones: live rows only, no padding.
+// Every stage of the CPU kernels alone, on one thread, in float32: stages.py compiles and calls it with N I O G K and reads a
+// line per stage: name, milliseconds, billions of useful multiply-adds (live rows only, no padding), tab-separated.
 #ifdef KAN_STAGES_AVX512
 #include "../csrc/kernels_avx512.cpp"
 namespace kernels = kan_avx512;
@@ -61,6 +59,7 @@ constexpr int kChains = 12;
   for (int c = 1; c < kChains; ++c) sum[0] += sum[c];
   return sum_lanes<float>(sum[0]);
 }
+
 double peak_rate() {
   constexpr int repeats = 200000;
   volatile float kept;
@@ -72,19 +71,15 @@ void serial(int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), void*
 struct Stages {
   const Problem problem;
   Layer<float> layer;
-  const double peak, inputs;
-  double total = 0;
+  const double inputs;
 
-  explicit Stages(const Problem& p) : problem(p), layer(p), peak(peak_rate()), inputs(double(p.N) * p.I) {
+  explicit Stages(const Problem& p) : problem(p), layer(p), inputs(double(p.N) * double(p.I)) {
     layer.prepare(serial);
   }
 
   // `rows` multiply-adds per input and output; 0 for a stage without them.
-  void report(const char* name, double time, int rows) {
-    std::printf("%-34s%9.3f ms%9.2f ns per input", name, 1e3 * time, 1e9 * time / inputs);
-    const double work = rows * inputs * problem.O;
-    if (rows > 0) std::printf("%8.1f GF%7.0f%% of the peak", 2e-9 * work / time, 100 * work / time / peak);
-    std::printf("\n");
+  void report(const char* name, double time, int rows) const {
+    std::printf("%s\t%.6f\t%.6f\n", name, 1e3 * time, 1e-9 * rows * inputs * double(problem.O));
   }
 };
 
@@ -149,8 +144,8 @@ int main(int argc, char** argv) {
   both_problem.input_gradient_of_next_order = true;
 
   Stages s(p);
-  std::printf("N=%ld I=%ld O=%ld G=%ld K=%ld: %d-byte vectors, peak %.1f GF\n", long(N), long(I), long(O), long(G), long(K),
-              KAN_VECTOR_BYTES, 2e-9 * s.peak);
+  constexpr double some = 1e9;
+  std::printf("peak\t%.6f\t%.6f\n", 1e3 * some / peak_rate(), 1e-9 * some);
   const int live = s.layer.live;
   const double prepare = seconds([&] {
     Layer<float> layer(p);
@@ -158,8 +153,8 @@ int main(int argc, char** argv) {
   });
   s.report("knot tables", prepare, 0);
   const int64_t rows = s.layer.block_rows(32);
-  evaluation_stages(s, rows, smaller(I, s.layer.chunk_features()), false, false, "one order");
-  evaluation_stages(s, rows, smaller(I, s.layer.chunk_features()), false, true, "one order");
+  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, false, "one order");
+  evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, true, "one order");
   evaluation_stages(s, rows, smaller(I, 16), true, true, "two orders");
   s.report("spline_forward", seconds([&] { forward_any(forward_problem, serial); }), live + 1);
   s.report("spline_backward_input", seconds([&] { backward_any(input_problem, serial); }), live + 1);

@@ -1,16 +1,17 @@
-"""The README's performance table, from a results file.
+"""The performance tables of README.md and bench/README.md, from the newest results.
 
-`python bench/table.py [RESULT.jsonl]` prints it, `--write README.md` puts it between that file's markers, and `--check` fails
-unless README.md has it as it would be written.
+`python bench/table.py` prints them, `--write` puts each between its document's markers, and `--check` fails unless they stand
+there as they would be written.
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from records import Record, newest, read
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+ROOT = Path(__file__).parent.parent
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
 # Heading -> the providers of whom the fastest counts.
 RIVALS = {
@@ -20,64 +21,143 @@ RIVALS = {
     "nn.Linear": ("nn.Linear",),
     "best GEMMs": GEMMS,
 }
-COMMAND = "python bench/run.py && python bench/table.py --write README.md"
 
 
-def markdown(records: list[Record]) -> str:
-    steps: dict[str, dict[str, Record]] = {}
-    for record in records:
-        if record["mode"] == "step":
-            steps.setdefault(record["case"], {})[record["provider"]] = record
-    headings = ["case (I→O, N, G)", "ms per step", *(f"vs {rival}" for rival in RIVALS), "peak MB", "peak MB, reference"]
-    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1), *(row(name, step) for name, step in steps.items())]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", footnote(records)])
+@dataclass(frozen=True)
+class Block:
+    """A table in a document, between the markers of its name."""
 
+    name: str
+    document: Path
+    results: str  # results/<date>-<results>.jsonl
+    key: tuple[str, ...]  # what tells its measurements apart
+    rows: Callable[[list[Record]], list[list[str]]]
 
-def row(name: str, step: dict[str, Record]) -> list[str]:
-    ours = step["kan_kernels"]
-    cells = [f"{name} ({ours['I']}→{ours['O']}, {ours['N']}, {ours['G']})", f"{ours['median_ms']:.3g}"]
-    for providers in RIVALS.values():
-        times = [step[provider]["median_ms"] for provider in providers if provider in step]
-        cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "-")
-    return cells + [megabytes(step.get(provider)) for provider in ("kan_kernels", "reference")]
+    def markdown(self) -> str:
+        records = read(newest(self.results), self.key)
+        headings, *rows = self.rows(records)
+        lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+        return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", footnote(records)])
 
-
-def megabytes(record: Record | None) -> str:
-    return "n/a" if record is None or record["peak_mb"] is None else f"{record['peak_mb']:.1f}"
+    def put_into(self, text: str) -> str:
+        begin, end = f"<!-- {self.name}:begin -->", f"<!-- {self.name}:end -->"
+        head, found_begin, rest = text.partition(begin)
+        _, found_end, tail = rest.partition(end)
+        if not (found_begin and found_end):
+            raise SystemExit(f"{self.document.name}: no {begin} ... {end} to put the table between")
+        return f"{head}{begin}\n{self.markdown()}\n{end}{tail}"
 
 
 def footnote(records: list[Record]) -> str:
     last = records[-1]
     machine = last["machine"]
     return (
-        f"vs: how many times faster than that. {last['dtype']}, {last['threads']} threads on {machine['cpu']}"
-        f" ({machine['cores']} cores, {machine['instruction_set'] or 'no C++'} kernels), kan_kernels {machine['kan_kernels']},"
-        f" torch {machine['torch']}, Python {machine['python']}, {machine['date']}. Reproduce: `{COMMAND}`."
+        f"float32, {last['threads']} thread{'s' * (last['threads'] > 1)} on {machine['cpu']} ({machine['cores']} cores,"
+        f" {machine['instruction_set'] or 'no C++'} kernels), kan_kernels {machine['kan_kernels']}, torch {machine['torch']},"
+        f" Python {machine['python']}, {machine['date']}. Reproduce: `make bench`."
     )
 
 
-def with_table(document: str, table: str) -> str:
-    head, begin, rest = document.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"no {BEGIN} ... {END} to put the table between")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
+    """A row per case: how many times faster than its rivals, and with a step its peak memory."""
+
+    def rows(records: list[Record]) -> list[list[str]]:
+        by_case: dict[str, dict[str, Record]] = {}
+        for record in records:
+            if record["mode"] == mode:
+                by_case.setdefault(record["case"], {})[record["provider"]] = record
+        has_memory = mode == "step"
+        memory = ["peak MB", "peak MB, reference"] if has_memory else []
+        table = [["case (I→O, N, G)", f"ms per {mode}", *(f"vs {rival}" for rival in RIVALS), *memory]]
+        for name, results in by_case.items():
+            ours = results["kan_kernels"]
+            cells = [f"{name} ({ours['I']}→{ours['O']}, {ours['N']}, {ours['G']})", f"{ours['median_ms']:.3g}"]
+            for providers in RIVALS.values():
+                times = [results[provider]["median_ms"] for provider in providers if provider in results]
+                cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "-")
+            peaks = [megabytes(results.get(provider)) for provider in ("kan_kernels", "reference")]
+            table.append(cells + (peaks if has_memory else []))
+        return table
+
+    return rows
+
+
+def megabytes(record: Record | None) -> str:
+    return "n/a" if record is None or record["peak_mb"] is None else f"{record['peak_mb']:.1f}"
+
+
+def models(records: list[Record]) -> list[list[str]]:
+    """A row per model: its time, and everybody else's with how many times slower that is."""
+    by_case: dict[str, list[Record]] = {}
+    for record in records:
+        by_case.setdefault(record["case"], []).append(record)
+    table = [["", "kan_kernels, ms", "the others, ms (times slower)"]]
+    for name, results in by_case.items():
+        ours = next(r["median_ms"] for r in results if r["provider"] == "kan_kernels")
+        others = [
+            f"{r['provider']} {r['median_ms']:.3g} ({r['median_ms'] / ours:.2f}x)"
+            for r in results
+            if r["provider"] != "kan_kernels"
+        ]
+        table.append([name, f"{ours:.3g}", "; ".join(others)])
+    return table
+
+
+def variants(records: list[Record]) -> list[list[str]]:
+    """A row per comparison: the first variant's time and the others' ratios to it."""
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(record["comparison"], []).append(record)
+    table = [["a training step", "of", "ms", "ratio to it"]]
+    for name, (first, *others) in by_name.items():
+        ratios = ", ".join(f"{r['variant']} {r['ratio']:.2f}" for r in others)
+        table.append([name, first["variant"], f"{first['median_ms']:.3g}", ratios])
+    return table
+
+
+def stages(records: list[Record]) -> list[list[str]]:
+    """A row per stage, a pair of columns per shape: milliseconds, and the limit's share of them."""
+    shapes = list(dict.fromkeys(shape_of(r) for r in records))
+    by_stage: dict[str, dict[str, str]] = {}
+    for r in records:
+        share = f" ({r['limit_ms'] / r['median_ms']:.0%})" if r["limit_ms"] else ""
+        by_stage.setdefault(r["stage"], {})[shape_of(r)] = f"{r['median_ms']:.3g}{share}"
+    peak = records[-1]["peak_gflops"]
+    rows = [[stage, *(cells[shape] for shape in shapes)] for stage, cells in by_stage.items()]
+    return [[f"ms (share of the {peak:.0f} GFLOP/s peak)", *shapes], *rows]
+
+
+def shape_of(record: Record) -> str:
+    return "{N}, {I}→{O}, G={G}".format(**record["case"])
+
+
+LAYER_KEY = ("case", "mode", "provider")
+BLOCKS = (
+    Block("bench", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
+    Block("models", ROOT / "README.md", "cpu-models", ("case", "provider"), models),
+    Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
+    Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
+    Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", nargs="?", type=Path, help="by default the newest of bench/results/")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless README.md is up to date")
+    parser.add_argument("--write", action="store_true", help="put the tables into their documents")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless the documents are up to date")
     arguments = parser.parse_args()
-
-    table = markdown(read(arguments.result or newest()))
-    if arguments.check and README.read_text() != with_table(README.read_text(), table):
-        raise SystemExit(f"{README.name}: the performance table is out of date: {COMMAND.rpartition('&& ')[2]}")
-    if arguments.write:
-        arguments.write.write_text(with_table(arguments.write.read_text(), table))
-    elif not arguments.check:
-        print(table)
+    for block in BLOCKS:
+        if not (arguments.write or arguments.check):
+            print(f"{block.document.relative_to(ROOT)}, {block.name}:\n{block.markdown()}\n")
+            continue
+        before = block.document.read_text()
+        after = block.put_into(before)
+        if arguments.check and before != after:
+            raise SystemExit(
+                f"{block.document.relative_to(ROOT)}: table {block.name!r} is out of date: python bench/table.py --write"
+            )
+        if arguments.write:
+            block.document.write_text(after)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,10 @@ struct KnotTables {
     if (!specialised()) return;
     centre.allocate(I * slots);
     inverse_width.allocate(I * slots);
-    coefficients.allocate((row_vectors > 0 ? I : 1) * table_size());
-    if (row_vectors == 0) records.allocate(I * (intervals + 1) * record_size());
+    if (row_vectors > 0)
+      coefficients.allocate(I * table_size());
+    else
+      records.allocate(I * (intervals + 1) * record_size());
   }
   bool specialised() const { return live > 0 && K >= 1 && K <= 5; }
   int64_t table_size() const { return int64_t(degree + 1) * (K + 1) * slots; }
@@ -161,7 +163,8 @@ struct KnotTables {
     using Number = typename P::Number;
     using Lanes = typename P::Lanes;
     const C* t = &knots[i * padded];
-    C* table = &coefficients[row_vectors > 0 ? i * table_size() : 0];
+    Buffer<C> own_table(row_vectors > 0 ? 0 : table_size());  // other features' are tabulated at the same time
+    C* table = row_vectors > 0 ? &coefficients[i * table_size()] : own_table.data;
     C *c = &centre[i * slots], *s = &inverse_width[i * slots];
     // Knots beyond either end belong to bases that do not exist; any increasing continuation serves.
     Buffer<Number> extended(slots + 2 * DEGREE + P::lanes);

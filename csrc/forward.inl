@@ -1,43 +1,48 @@
 // spline_forward, over blocks of rows. Included by kernels.inl inside its namespace.
 
-// y (tile by tile, each rows x width) += the inputs' part.
+// y (row, output of the tile) += the inputs' part.
 template <class C, int STRIDE>
 void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
-                      const Coefficients<C>& coefficients, C* y, int64_t rows) {
-  const Layer<C>& layer = inputs.layer;
-  with_live_rows(layer.live, [&](auto live) {
+                      const Coefficients<C>& coefficients, const Tile& tile, C* y) {
+  with_live_rows(inputs.layer.live, [&](auto live) {
     constexpr int LIVE = decltype(live)::value;
-    for (int64_t t = 0; t < layer.tiles; ++t) {
-      const Tile tile = layer.tile(t);
-      C* to = y + rows * tile.first;
-      with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
-        constexpr int R = decltype(width)::value;
-        for (int64_t f = 0; f < features; ++f) {
-          const CoefTile<C> coef = coefficients.tile(tile, first_feature + f);
-          if constexpr (LIVE < 0)
-            forward_tile_general(inputs.inputs(f), coef, to, Simd<C>::lanes);
-          else if (inputs.sorts)
-            forward_tile<C, LIVE, R>(inputs.inputs(f), coef, to, R * Simd<C>::lanes);
-          else if (coef.scale == nullptr)
-            forward_tile_unsorted<C, LIVE, R, false>(inputs.inputs(f), coef, to, R * Simd<C>::lanes);
-          else
-            forward_tile_unsorted<C, LIVE, R, true>(inputs.inputs(f), coef, to, R * Simd<C>::lanes);
-        }
-      });
-    }
+    with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
+      constexpr int R = decltype(width)::value;
+      for (int64_t f = 0; f < features; ++f) {
+        const CoefTile<C> coef = coefficients.tile(tile, first_feature + f);
+        if constexpr (LIVE < 0)
+          forward_tile_general(inputs.inputs(f), coef, y, Simd<C>::lanes);
+        else if (inputs.sorts)
+          forward_tile<C, LIVE, R>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
+        else if (coef.scale == nullptr)
+          forward_tile_unsorted<C, LIVE, R, false>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
+        else
+          forward_tile_unsorted<C, LIVE, R, true>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
+      }
+    });
   });
 }
 
 // y (output, row) += the inputs' part, for a layer of few outputs.
 template <class C, int STRIDE>
 void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
-                      const NarrowCoefficients<C>& coefficients, C* y, int64_t) {
+                      const NarrowCoefficients<C>& coefficients, const Tile&, C* y) {
   with_narrow_table(inputs.layer.live, coefficients.table_vectors, [&](auto live, auto vectors) {
     for (int64_t f = 0; f < features; ++f)
       narrow_forward<C, decltype(live)::value, decltype(vectors)::value>(
           inputs.inputs(f), inputs.padded, coefficients.table(first_feature + f), coefficients.base_weights(first_feature + f),
           inputs.layer.problem.O, y);
   });
+}
+
+// Rows of the sums of a block.
+template <class C>
+int64_t sum_rows(const Coefficients<C>&, int64_t rows) {
+  return rows;
+}
+template <class C>
+int64_t sum_rows(const NarrowCoefficients<C>&, int64_t rows) {
+  return divide_up(rows, Simd<C>::lanes) * Simd<C>::lanes;
 }
 
 template <class C>
@@ -47,8 +52,7 @@ void write_outputs(const Coefficients<C>& coefficients, const C* sums, int64_t n
 template <class C>
 void write_outputs(const NarrowCoefficients<C>& coefficients, const C* sums, int64_t n0, int64_t rows) {
   const Problem& p = coefficients.problem;
-  const int64_t padded = divide_up(rows, Simd<C>::lanes) * Simd<C>::lanes;
-  write_transposed(p.storage, sums, padded, rows, p.O, p.y, n0, 0, p.O);
+  write_transposed(p.storage, sums, sum_rows(coefficients, rows), rows, p.O, p.y, n0, 0, p.O);
 }
 
 // One thread's blocks of rows: sums over a range of features.
@@ -61,7 +65,7 @@ struct ForwardWorker {
   Buffer<C> part;
 
   ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
-      : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, layer.chunk_features())),
+      : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
         group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts),
         part(layer.problem.I > chunk ? block * layer.padded_outputs : 0) {}
 
@@ -69,14 +73,19 @@ struct ForwardWorker {
     for (int64_t i0 = first_feature; i0 < end_feature; i0 += chunk) {
       const int64_t features = smaller(chunk, end_feature - i0);
       inputs.read(n0, rows, i0, features);
-      const int64_t size = inputs.padded * layer.padded_outputs;
-      C* y = i0 == first_feature ? sums : part.data;
-      __builtin_memset(y, 0, size_t(size) * sizeof(C));
       for (int64_t f = 0; f < features; f += group) {
         inputs.evaluate(f, smaller(group, features - f));
-        forward_features(inputs, i0 + f, smaller(group, features - f), coefficients, y, rows);
+        for (int64_t t = 0; t < layer.tiles; ++t) {
+          const Tile tile = layer.tile(t);
+          const int64_t size = sum_rows(coefficients, rows) * tile.vectors * Simd<C>::lanes;
+          C* of_tile = sums + rows * tile.first;
+          // With several tiles a group is the whole chunk, and a tile's sums are in L1 when they are added.
+          C* y = i0 == first_feature ? of_tile : part.data;
+          if (f == 0) __builtin_memset(y, 0, size_t(size) * sizeof(C));
+          forward_features(inputs, i0 + f, smaller(group, features - f), coefficients, tile, y);
+          if (y != of_tile && f + group >= features) add_to(of_tile, y, size);
+        }
       }
-      if (y != sums) add_to(sums, y, size);
     }
   }
 };
@@ -87,8 +96,8 @@ void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_f
                     const Write& write) {
   const Problem& p = layer.problem;
   const int64_t blocks = divide_up(p.N, block), block_size = block * layer.padded_outputs;
-  const int64_t chunks = divide_up(p.I, layer.chunk_features()), splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
-  const auto first_feature = [&](int64_t split) { return smaller(split * chunks / splits * layer.chunk_features(), p.I); };
+  const int64_t chunks = divide_up(p.I, kChunkFeatures), splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
+  const auto first_feature = [&](int64_t split) { return smaller(split * chunks / splits * kChunkFeatures, p.I); };
   Buffer<C> partial(splits > 1 ? blocks * splits * block_size : 0);
 
   const int64_t work = smaller(block, p.N) * (p.I / splits) * layer.work_per_input();

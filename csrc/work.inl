@@ -2,6 +2,8 @@
 
 constexpr int kSmallestBlock = 32, kLargestBlock = 1024;  // rows evaluated together
 
+constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors grow with the chunk and the number of chunks
+
 // A block's values of one kind stand this far apart: the values of one input are then not all in one cache set, nor those of a
 // small block on pages of their own.
 constexpr int block_stride(int64_t block) { return int(block <= 256 ? 256 : kLargestBlock) + 16; }
@@ -113,10 +115,6 @@ struct Layer {
 
   // Of the coefficient rows that an input can read first.
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
-
-  // Features that are summed by themselves, so that rounding errors grow with the chunk and the number of chunks. A single
-  // output's error is not the largest of many.
-  int64_t chunk_features() const { return vectors == 1 ? 32 : 64; }
 
   // Rows of a block: enough at once to give a run of the sorted inputs that many, since its end is a branch mispredicted. A tile
   // of y or g then no longer fits L1, which measures as less than short runs do.

@@ -168,5 +168,6 @@ BENCH_CASES = {
     "grid-20": Case(4096, 64, 64, G=20, points="inside"),
     "grid-100": Case(2048, 64, 64, G=100, points="inside"),
     "adaptive": Case(4096, 64, 64, knots="adaptive", points="inside"),
+    "adaptive-100": Case(2048, 64, 64, G=100, knots="adaptive", points="inside"),
     "tiny": Case(64, 2, 5, points="inside"),
 }

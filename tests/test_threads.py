@@ -14,6 +14,7 @@ CASES = [
     Case(20000, 1, 64),
     Case(20000, 2, 5, K=2, knots="adaptive", scaled=True),
     Case(5000, 9, 31, G=50),
+    Case(300, 129, 16, G=100, knots="adaptive"),
     Case(1, 256, 256, scaled=True),
 ]
 
@@ -31,6 +32,7 @@ def results(case: Case, t) -> list[torch.Tensor]:
         ops.spline_forward(t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, "silu", 0),
         ops.spline_backward_input(t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", 1),
         *ops.spline_backward_coef(t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, "silu", 0, *needs),
+        *ops.spline_backward(t.x, t.w, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", 0, *needs),
     ]
 
 
