@@ -87,11 +87,11 @@ def megabytes(record: Record | None) -> str:
 
 
 def models(records: list[Record]) -> list[list[str]]:
-    """A row per model: its time, and everybody else's with how many times slower that is."""
+    """A row per model: its time, and everybody else's with its ratio to ours."""
     by_case: dict[str, list[Record]] = {}
     for record in records:
         by_case.setdefault(record["case"], []).append(record)
-    table = [["", "kan_kernels, ms", "the others, ms (times slower)"]]
+    table = [["", "kan_kernels, ms", "the others, ms (over kan_kernels')"]]
     for name, results in by_case.items():
         ours = next(r["median_ms"] for r in results if r["provider"] == "kan_kernels")
         others = [
