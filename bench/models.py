@@ -46,8 +46,13 @@ def mlp(inputs: int, outputs: int, parameters: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
-def parameters_of(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
+def networks(widths: list[int], step: Callable[[nn.Module], Call]) -> dict[str, Call]:
+    """The step of a KAN of these widths and of its peers."""
+    net = kk.KAN(widths)
+    parameters = sum(p.numel() for p in net.parameters())
+    nets = {"kan_kernels": net, "MLP, equal parameters": mlp(widths[0], widths[-1], parameters), "pykan": pykan(widths)}
+    steps = {name: step(other) for name, other in nets.items() if other is not None}
+    return steps | {"reference": on_reference(step(kk.KAN(widths)))}
 
 
 def tiny_layer() -> dict[str, Call]:
@@ -92,10 +97,7 @@ def digits() -> dict[str, Call]:
 
         return run
 
-    net = kk.KAN([64, 64, 10])
-    nets = {"kan_kernels": net, "MLP, equal parameters": mlp(64, 10, parameters_of(net)), "pykan": pykan([64, 64, 10])}
-    steps = {name: step(other) for name, other in nets.items() if other is not None}
-    return steps | {"reference": on_reference(step(kk.KAN([64, 64, 10])))}
+    return networks([64, 64, 10], step)
 
 
 def poisson() -> dict[str, Call]:
@@ -123,10 +125,7 @@ def poisson() -> dict[str, Call]:
 
         return run
 
-    net = kk.KAN([2, 2, 1])
-    nets = {"kan_kernels": net, "MLP, equal parameters": mlp(2, 1, parameters_of(net)), "pykan": pykan([2, 2, 1])}
-    steps = {name: step(other) for name, other in nets.items() if other is not None}
-    return steps | {"reference": on_reference(step(kk.KAN([2, 2, 1])))}
+    return networks([2, 2, 1], step)
 
 
 MODELS = {

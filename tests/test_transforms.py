@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Case, make
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import kan_kernels as kk
@@ -162,3 +163,19 @@ def test_vmap_over_nothing(t, in_dims):
     for argnum, like in ((0, t.x), (1, t.coef)):
         gradient = vmap(grad(lambda x, coef: function(x, coef).sum(), argnums=argnum), in_dims=in_dims)(x, coef)
         assert gradient.shape == (0, *like.shape)
+
+
+def test_forward_mode_without_gradients(t):
+    """A call under no_grad sets up no Function, unless a dual number is under way."""
+    direction = torch.randn_like(t.x)
+    _, expected = jvp(lambda x: kk.kan_linear(x, t.coef, t.grid, t.base_weight), (t.x,), (direction,))
+    with torch.no_grad(), forward_ad.dual_level():
+        y = kk.kan_linear(forward_ad.make_dual(t.x, direction), t.coef, t.grid, t.base_weight)
+        tangent = forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, expected)
+    recorded = kk.kan_linear(t.x.detach().requires_grad_(), t.coef, t.grid, t.base_weight)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            plain = kk.kan_linear(t.x.detach().requires_grad_(), t.coef, t.grid, t.base_weight)
+        assert not plain.requires_grad
+        assert torch.equal(plain, recorded)
