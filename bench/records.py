@@ -7,6 +7,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
+LAYER_KEY = ("case", "mode", "provider")  # what tells run.py's measurements apart
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
@@ -23,7 +24,7 @@ def newest(kind: str = "cpu") -> Path:
     return found[-1]
 
 
-def read(path: Path, key: Sequence[str] = ("case", "mode", "provider")) -> list[Record]:
+def read(path: Path, key: Sequence[str] = LAYER_KEY) -> list[Record]:
     """The file's measurements with its last line's machine and number of threads; of those with equal `key`, the latest."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     if not records:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import Record, newest, read
+from records import LAYER_KEY, Record, newest, read
 
 ROOT = Path(__file__).parent.parent
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
@@ -131,7 +131,6 @@ def shape_of(record: Record) -> str:
     return "{N}, {I}→{O}, G={G}".format(**record["case"])
 
 
-LAYER_KEY = ("case", "mode", "provider")
 BLOCKS = (
     Block("bench", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
     Block("models", ROOT / "README.md", "cpu-models", ("case", "provider"), models),

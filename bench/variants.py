@@ -70,11 +70,11 @@ def threads_of(case: Case, count: int) -> Callable[[], object]:
 
 
 def measure(
-    name: str, calls: dict[str, Callable[[], object]], edges: dict[str, int], rounds: int, threads: int
+    name: str, calls: dict[str, Callable[[], object]], sizes: dict[str, int], rounds: int, threads: int
 ) -> list[Record]:
     records: list[Record] = []
     for variant, timing in alternate(calls, rounds, budget=0.7).items():
-        per_edge = timing.median / edges[variant]
+        per_edge = timing.median / sizes[variant]
         first = records[0]["ns_per_edge"] if records else 1e9 * per_edge
         record: Record = {"comparison": name, "variant": variant, "median_ms": 1e3 * timing.median}
         record |= {"ns_per_edge": 1e9 * per_edge, "ratio": 1e9 * per_edge / first, "threads": threads, "machine": describe()}
