@@ -62,6 +62,14 @@ struct Preparation<double> {
   static void store(double* p, Lanes v) { *p = double(v); }
 };
 
+// The first of the K+1 consecutive coefficient rows that an input of interval j reads, per lane.
+template <class C>
+inline Index<C> first_row_of(Index<C> j, int K, int G) {
+  using Int = typename Simd<C>::Int;
+  const Index<C> zero = {};
+  return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
+}
+
 // Everything about the knots that an evaluation needs.
 template <class C>
 struct KnotTables {
@@ -242,11 +250,7 @@ struct KnotTables {
     C first, last, cells_per_unit;
     const C *knots, *cell_start, *centre, *inverse_width, *coefficients, *records;
 
-    Index<C> first_row(Index<C> j) const {
-      using Int = typename Simd<C>::Int;
-      const Index<C> zero = {};
-      return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
-    }
+    Index<C> first_row(Index<C> j) const { return first_row_of<C>(j, K, G); }
 
     // The interval of each lane; J outside the knots and for NaN. Whatever x and the knots hold, the result is within 0..J.
     template <int ROW_VECTORS>

@@ -43,10 +43,10 @@ struct FeatureEvaluation {
       store<C>(inner - m * lanes, first - C(m) * range);
       store<C>(inner + (intervals + m) * lanes, last + C(m) * range);
     }
-    Index<C> after = {};  // knots that are not after x
-    for (int m = 0; m <= intervals; ++m) after -= (Index<C>)(points >= load(inner + m * lanes));
-    const Index<C> inside = (after > Index<C>{}) & (after <= Index<C>{} + Int(intervals));
-    const Index<C> j = inside ? after - Int(1) : Index<C>{};
+    Index<C> reached = {};  // how many knots x has reached
+    for (int m = 0; m <= intervals; ++m) reached -= (Index<C>)(points >= load(inner + m * lanes));
+    const Index<C> inside = (reached > Index<C>{}) & (reached <= Index<C>{} + Int(intervals));
+    const Index<C> j = inside ? reached - Int(1) : Index<C>{};
 
     Index<C> lane;
     for (int l = 0; l < lanes; ++l) lane[l] = l;
@@ -56,9 +56,8 @@ struct FeatureEvaluation {
     general_values<C>(K, p.derivative, near_knots, points, live);
 
     const V<C> outside = K > 0 && p.derivative < K ? (points - points) * C(0) : V<C>{};  // NaN where x is not finite
-    const Index<C> wanted = j - Int(K), row = min_of<C>(max_of<C>(wanted, Index<C>{}), Index<C>{} + Int(p.G - 1));
+    const Index<C> row = first_row_of<C>(j, K, int(p.G)), shift = j - Int(K) - row;
     store_rows(first_rows, row);
-    const Index<C> shift = wanted - row;
     if (any_lane<C>(shift)) {
       for (int k = 0; k <= 3 * K; ++k) store<C>(&shifted[k * lanes], V<C>{});
       for (int r = 0; r <= K; ++r)

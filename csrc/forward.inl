@@ -67,7 +67,7 @@ struct ForwardWorker {
   ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
       : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
         group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts),
-        part(layer.problem.I > chunk ? block * layer.padded_outputs : 0) {}
+        part(layer.problem.I > chunk ? block * layer.tile_vectors * Simd<C>::lanes : 0) {}
 
   void add_features(int64_t n0, int64_t rows, int64_t first_feature, int64_t end_feature, C* sums) {
     for (int64_t i0 = first_feature; i0 < end_feature; i0 += chunk) {
