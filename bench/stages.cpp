@@ -114,33 +114,36 @@ int main(int argc, char** argv) {
   for (int k = 0; k < 5 && k + 1 < argc; ++k) size[k] = std::atoll(argv[k + 1]);
   const auto [N, I, O, G, K] = size;
   std::mt19937 random(0);
-  const auto draw = [&](int64_t count, float low, float high) {
-    std::vector<float> values(size_t(count) + 16);
+  const auto draw = [&](Buffer<float>& values, float low, float high, int64_t count) {  // aligned as torch's tensors are
+    values.allocate(count);
     std::uniform_real_distribution<float> between(low, high);
-    for (float& value : values) value = between(random);
-    return values;
+    for (int64_t k = 0; k < count; ++k) values[k] = between(random);
   };
-  const std::vector<float> x = draw(N * I, -1, 1), coef = draw(I * (G + K) * O, -1, 1), base = draw(I * O, -1, 1), g = draw(N * O, -1, 1);
-  std::vector<float> grid, y(size_t(N * O)), gradient(size_t(N * I)), coef_gradient(coef.size()), base_gradient(base.size());
-  for (int64_t i = 0; i < I; ++i)
-    for (int64_t m = 0; m <= G + 2 * K; ++m) grid.push_back(float(-1 + 2.0 * double(m - K) / double(G)));
+  Buffer<float> x, coef, base, g, grid, y(N * O), gradient(N * I), coef_gradient(I * (G + K) * O), base_gradient(I * O);
+  draw(x, -1, 1, N * I);
+  draw(coef, -1, 1, I * (G + K) * O);
+  draw(base, -1, 1, I * O);
+  draw(g, -1, 1, N * O);
+  const int64_t knots = G + 2 * K + 1;
+  grid.allocate(I * knots);
+  for (int64_t k = 0; k < I * knots; ++k) grid[k] = float(-1 + 2.0 * double(k % knots - K) / double(G));
 
   Problem p{};
   p.N = N, p.I = I, p.O = O, p.G = G, p.K = int(K);
   p.activation = Activation::silu;
   p.storage = p.grid_storage = Storage::float32;
-  p.x = {x.data(), {I, 1, 0}};
-  p.coef = {coef.data(), {(G + K) * O, O, 1}};
-  p.base_weight = {base.data(), {O, 1, 0}};
-  p.grid = {grid.data(), {G + 2 * K + 1, 1, 0}};
-  p.g = {g.data(), {O, 1, 0}};
+  p.x = {x.data, {I, 1, 0}};
+  p.coef = {coef.data, {(G + K) * O, O, 1}};
+  p.base_weight = {base.data, {O, 1, 0}};
+  p.grid = {grid.data, {knots, 1, 0}};
+  p.g = {g.data, {O, 1, 0}};
 
   Problem forward_problem = p, input_problem = p, coef_problem = p, both_problem = p;
-  forward_problem.y = y.data();
+  forward_problem.y = y.data;
   input_problem.derivative = 1;
-  input_problem.input_gradient = both_problem.input_gradient = gradient.data();
-  coef_problem.coef_gradient = both_problem.coef_gradient = coef_gradient.data();
-  coef_problem.base_gradient = both_problem.base_gradient = base_gradient.data();
+  input_problem.input_gradient = both_problem.input_gradient = gradient.data;
+  coef_problem.coef_gradient = both_problem.coef_gradient = coef_gradient.data;
+  coef_problem.base_gradient = both_problem.base_gradient = base_gradient.data;
   both_problem.input_gradient_of_next_order = true;
 
   Stages s(p);

@@ -51,10 +51,8 @@ void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, cons
   const Inputs<C, STRIDE> inputs = evaluated.input_gradient_inputs(f);
   if constexpr (LIVE < 0)
     backward_input_tile_general(inputs, coef, g, g_stride, products);
-  else if (LIVE > 1 && inputs.tail_sums)
-    backward_input_tile<C, LIVE, R, (LIVE > 1)>(inputs, coef, g, g_stride, products);
   else
-    backward_input_tile<C, LIVE, R, false>(inputs, coef, g, g_stride, products);
+    backward_input_tile<C, LIVE, R>(inputs, coef, g, g_stride, products);
   add_products(products, evaluated.padded, result);
 }
 
@@ -117,7 +115,6 @@ struct GradientWorker {
     inputs.evaluate(f0, features);
     if (plan.narrow()) add_narrow(i0, f0, features, split);
     if (!plan.in_tiles()) return;
-    for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f) inputs.prepare_input_gradient(f);
     with_live_rows(layer.live, [&](auto live) {
       constexpr int LIVE = decltype(live)::value;
       for (int64_t t = 0; t < layer.tiles; ++t)

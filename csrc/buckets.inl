@@ -9,23 +9,30 @@ struct Runs {
   int count;
 };
 
-constexpr int kSortPadding = 16;  // entries beyond the inputs' number that a sort may write
-
 // Room for the runs of a group of features of up to STRIDE inputs each, and for sorting them.
+//
+// Every bucket has a bin of its own, to which an input is appended in one store; the full bins are then put together: 0.8 ns an
+// input, where counting the buckets first takes 1.1. Few buckets are collected one after the other: 0.6 ns at 5 of them.
 template <int STRIDE>
 struct RunScratch {
-  static constexpr int kLength = STRIDE + kSortPadding;
   static constexpr int kFewBuckets = 6;
-  static constexpr int kMostBuckets = 1 << 15;  // that fit beside an input's number in a word
-  static constexpr int kInterleaved = 4;  // features sorted at once: a pass reads what the one before has just written
+  static constexpr int kCopied = 16;      // entries moved at once
+  static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket wait for each other
+  static constexpr int kMostEntries = 1 << 15;  // of a feature's bins, which share L1 and L2 with everything else
+  static constexpr int kSmallestBin = 64;
+  static constexpr int kLength = STRIDE + kCopied;
 
   const int buckets;  // of first rows: 0 .. buckets - 1
-  Buffer<int32_t> rows, order, first, start, work;
+  const int capacity;  // of a bin; what a bin cannot hold lands in the ones after it
+  const int64_t bins_size;
+  Buffer<int32_t> rows, first, start, next;
+  Buffer<int32_t> order, bins;
   Buffer<int32_t> counts;
 
   RunScratch(int64_t group, int buckets_)
-      : buckets(buckets_), rows(group * kLength), order(group * kLength), first(group * kLength), start(group * kLength),
-        work(2 * kInterleaved * kLength + buckets_ + 1), counts(group) {}
+      : buckets(buckets_), capacity(capacity_of(buckets_)), bins_size(int64_t(buckets) * capacity + kLength), rows(group * kLength),
+        first(group * kLength), start(group * kLength), next(kInterleaved * buckets + buckets + 1), order(group * kLength),
+        bins(kInterleaved * bins_size), counts(group) {}
 
   // Where the first rows of feature f belong before it is sorted.
   int32_t* keys(int64_t f) const { return rows.data + f * kLength; }
@@ -34,39 +41,33 @@ struct RunScratch {
 
   // Sorts inputs 0 .. count-1 of features 0 .. features-1 by their keys.
   void sort(int64_t features, int count) {
-    for (int64_t f = 0; f < features;) {
+    int64_t f = 0;
 #if KAN_VECTOR_BYTES == 64
-      if (buckets <= kFewBuckets) {
-        collect_each(f++, count);
-        continue;
-      }
-      if (buckets <= kMostBuckets) {
-        const int some = features - f < kInterleaved ? int(features - f) : kInterleaved;
-        sort_by_bits(f, some, count);
-        f += some;
-        continue;
-      }
+    for (; buckets <= kFewBuckets && f < features; ++f) collect_each(f, count);
 #endif
-      count_each(f++, count);
-    }
+    for (; f + kInterleaved <= features; f += kInterleaved) sort_some<kInterleaved>(f, count);
+    for (; f < features; ++f) sort_some<1>(f, count);
   }
 
  private:
-#if KAN_VECTOR_BYTES == 64
-  static __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-  static __mmask16 valid_lanes(int count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
+  static int capacity_of(int buckets) {
+    const int shared = kMostEntries / buckets;
+    return shared >= STRIDE ? STRIDE : shared > kSmallestBin ? shared : kSmallestBin;
+  }
 
+#if KAN_VECTOR_BYTES == 64
   // Bucket by bucket, 16 inputs at a time.
   void collect_each(int64_t f, int count) {
-    const __m512i lane = lane_numbers();
-    const int32_t* key = &rows[f * kLength];
-    int32_t *to = &order[f * kLength], *row = &first[f * kLength], *begin = &start[f * kLength];
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int32_t* key = keys(f);
+    int32_t* to = &order[f * kLength];
+    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
     int position = 0, run = 0;
     for (int m = 0; m < buckets; ++m) {
       const int from = position;
       for (int b = 0; b < count; b += 16) {
-        const __mmask16 mask =
-            _mm512_mask_cmpeq_epi32_mask(valid_lanes(count - b), _mm512_loadu_si512(key + b), _mm512_set1_epi32(m));
+        const __mmask16 valid = count - b >= 16 ? 0xffff : __mmask16((1u << (count - b)) - 1);
+        const __mmask16 mask = _mm512_mask_cmpeq_epi32_mask(valid, _mm512_loadu_si512(key + b), _mm512_set1_epi32(m));
         _mm512_storeu_si512(to + position, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(lane, _mm512_set1_epi32(b))));
         position += __builtin_popcount(mask);
       }
@@ -77,76 +78,60 @@ struct RunScratch {
     begin[run] = position;
     counts[f] = run;
   }
+#endif
 
-  // A radix sort of (row, input) pairs, one bit of the row at a time, 16 pairs at a time: a counting sort's increments would
-  // wait for each other.
-  void sort_by_bits(int64_t f0, int some, int count) {
-    const __m512i lane = lane_numbers();
-    const auto pairs_of = [&](int f, bool in_order) { return in_order ? &order[(f0 + f) * kLength] : &work[2 * f * kLength]; };
-    for (int f = 0; f < some; ++f)
-      for (int b = 0; b < count; b += 16) {
-        const __m512i input = _mm512_add_epi32(lane, _mm512_set1_epi32(b));
-        const __m512i key = _mm512_slli_epi32(_mm512_loadu_si512(&rows[(f0 + f) * kLength + b]), 16);
-        _mm512_storeu_si512(pairs_of(f, false) + b, _mm512_or_si512(key, input));
+  template <int FEATURES>
+  void sort_some(int64_t f0, int count) {
+    for (int f = 0; f < FEATURES; ++f)
+      for (int m = 0; m < buckets; ++m) next[f * buckets + m] = m * capacity;
+    for (int b = 0; b < count; ++b)
+#pragma GCC unroll 4
+      for (int f = 0; f < FEATURES; ++f) {
+        int32_t& place = next[f * buckets + rows[(f0 + f) * kLength + b]];
+        bins[f * bins_size + place++] = b;
       }
-    bool in_order = false;
-    for (int bit = 16; (buckets - 1) >> (bit - 16) != 0; ++bit, in_order = !in_order)
-      for (int f = 0; f < some; ++f)
-        split_by_bit(pairs_of(f, in_order), count, bit, pairs_of(f, !in_order), &work[(2 * f + 1) * kLength]);
-    for (int f = 0; f < some; ++f) find_runs(pairs_of(f, in_order), f0 + f, count);
+    for (int f = 0; f < FEATURES; ++f)
+      if (!put_together(&next[f * buckets], &bins[f * bins_size], f0 + f, count)) count_each(f0 + f, count);
   }
 
-  // Those whose bit is clear, then the others.
-  static void split_by_bit(const int32_t* from, int count, int bit, int32_t* to, int32_t* set_ones) {
-    const __m512i test = _mm512_set1_epi32(1 << bit);
-    int clear_count = 0, set_count = 0;
-    for (int b = 0; b < count; b += 16) {
-      const __m512i pairs = _mm512_loadu_si512(from + b);
-      const __mmask16 valid = valid_lanes(count - b), set = _mm512_mask_test_epi32_mask(valid, pairs, test);
-      const __mmask16 clear = valid & ~set;
-      _mm512_storeu_si512(to + clear_count, _mm512_maskz_compress_epi32(clear, pairs));
-      _mm512_storeu_si512(set_ones + set_count, _mm512_maskz_compress_epi32(set, pairs));
-      clear_count += __builtin_popcount(clear);
-      set_count += __builtin_popcount(set);
-    }
-    for (int b = 0; b < set_count; b += 16) _mm512_storeu_si512(to + clear_count + b, _mm512_loadu_si512(set_ones + b));
-  }
-
-  void find_runs(const int32_t* sorted, int64_t f, int count) {
-    const __m512i lane = lane_numbers();
-    int32_t *to = &order[f * kLength], *row = &first[f * kLength], *begin = &start[f * kLength];
-    int run = 0;
-    __m512i before = _mm512_set1_epi32(-1);
-    for (int b = 0; b < count; b += 16) {
-      const __m512i pairs = _mm512_loadu_si512(sorted + b), key = _mm512_srai_epi32(pairs, 16);
-      const __m512i previous = _mm512_alignr_epi32(key, before, 15);
-      const __mmask16 new_run = _mm512_mask_cmpneq_epi32_mask(valid_lanes(count - b), key, previous);
-      _mm512_storeu_si512(row + run, _mm512_maskz_compress_epi32(new_run, key));
-      _mm512_storeu_si512(begin + run, _mm512_maskz_compress_epi32(new_run, _mm512_add_epi32(lane, _mm512_set1_epi32(b))));
-      _mm512_storeu_si512(to + b, _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)));
-      run += __builtin_popcount(new_run);
-      before = key;
+  // False where a bin has run over.
+  bool put_together(const int32_t* ends, const int32_t* from, int64_t f, int count) {
+    int32_t* to = &order[f * kLength];
+    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
+    int position = 0, run = 0;
+    for (int m = 0; m < buckets; ++m) {
+      const int32_t* bin = from + m * capacity;
+      const int size = ends[m] - m * capacity;
+      if (size > capacity) return false;
+      int b = 0;
+      do __builtin_memcpy(to + position + b, bin + b, kCopied * sizeof(int32_t));
+      while ((b += kCopied) < size);
+      row[run] = m;
+      begin[run] = position;
+      run += size > 0;
+      position += size;
     }
     begin[run] = count;
     counts[f] = run;
+    return true;
   }
-#endif
 
   void count_each(int64_t f, int count) {
-    const int32_t* key = &rows[f * kLength];
-    int32_t *to = &order[f * kLength], *row = &first[f * kLength], *begin = &start[f * kLength];
-    int32_t* next = work.data;
-    for (int m = 0; m <= buckets; ++m) next[m] = 0;
-    for (int b = 0; b < count; ++b) ++next[key[b] + 1];
+    const int32_t* key = keys(f);
+    int32_t* to = &order[f * kLength];
+    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
+    int32_t* const places = &next[kInterleaved * buckets];
+    for (int m = 0; m <= buckets; ++m) places[m] = 0;
+    for (int b = 0; b < count; ++b) ++places[key[b] + 1];
     int run = 0;
     for (int m = 0; m < buckets; ++m) {
       row[run] = m;
-      begin[run] = next[m];
-      run += next[m + 1] > 0;
-      next[m + 1] += next[m];
+      begin[run] = places[m];
+      run += places[m + 1] > 0;
+      places[m + 1] += places[m];
     }
     begin[run] = count;
     counts[f] = run;
-    for (int b = 0; b < count; ++b) to[next[key[b]]++] = b;
+    for (int b = 0; b < count; ++b) to[places[key[b]]++] = b;
   }
 };

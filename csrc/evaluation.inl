@@ -38,20 +38,16 @@ struct EvaluationScratch {
     if (sorts) sorted.sort(features, row_count);
   }
 
-  // Feature f of those evaluated last: the values of order n.
-  Inputs<C, STRIDE> inputs(int64_t f) const { return inputs_of(values.data, f, false); }
+  // Feature f of those evaluated last: the values of order n. A derivative's sum, 0, is that of large terms and is not made use of.
+  Inputs<C, STRIDE> inputs(int64_t f) const {
+    const bool sum_to_one = layer.problem.derivative == 0 && layer.problem.w.data == nullptr;
+    return inputs_of(values.data, f, sum_to_one ? ValueSum::one : ValueSum::unknown);
+  }
 
   // What the gradient with respect to the inputs takes: the slopes if they were evaluated, else the values.
   Inputs<C, STRIDE> input_gradient_inputs(int64_t f) const {
-    return inputs_of(with_slopes ? slopes.data : values.data, f, has_tail_sums(f));
-  }
-
-  // Once after a feature's evaluation, which leaves the values as they are: no operator takes both.
-  void prepare_input_gradient(int64_t f) {
-    C* v = (with_slopes ? slopes : values).data + f * (live + 1) * STRIDE;
-    for (int k = live - 2; has_tail_sums(f) && k > 0; --k)
-      for (int b = 0; b < padded; b += Simd<C>::lanes)
-        store<C>(v + k * STRIDE + b, load(v + k * STRIDE + b) + load(v + (k + 1) * STRIDE + b));
+    if (with_slopes) return inputs_of(slopes.data, f, ValueSum::zero);
+    return layer.problem.derivative > 0 ? inputs_of(values.data, f, ValueSum::zero) : inputs(f);
   }
 
   bool is_finite(int64_t feature) const {
@@ -64,13 +60,8 @@ struct EvaluationScratch {
   }
 
  private:
-  Inputs<C, STRIDE> inputs_of(const C* v, int64_t f, bool tail_sums) const {
-    return {v + f * (live + 1) * STRIDE, sorted.keys(f), row_count, live, sorted.runs(f), tail_sums};
-  }
-
-  // A derivative's, on inputs whose K+1 bases all exist.
-  bool has_tail_sums(int64_t f) const {
-    return live > 1 && interior[f] && (with_slopes || layer.problem.derivative > 0);
+  Inputs<C, STRIDE> inputs_of(const C* v, int64_t f, ValueSum value_sum) const {
+    return {v + f * (live + 1) * STRIDE, sorted.keys(f), row_count, live, sorted.runs(f), layer.buckets() - 1, interior[f] != 0, value_sum};
   }
 
   void evaluate_base(const Evaluation<C> e) const {

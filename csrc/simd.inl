@@ -379,6 +379,12 @@ inline void records_to_lanes(V<C>* v) {
       }
 }
 
+// A number for a template to take from an argument.
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
 // Calls f with a value of the C++ type that `storage` names.
 template <class F>
 inline void with_storage(Storage storage, F f) {

@@ -29,11 +29,6 @@ void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F
       [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); }, (void*)&body);
 }
 
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
-};
-
 // Calls f with the number of live rows as a Constant where there is a specialisation, Constant<-1> elsewhere.
 template <class F>
 void with_live_rows(int live, F f) {
