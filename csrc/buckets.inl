@@ -4,7 +4,7 @@
 // inputs order[start[r]] .. order[start[r+1]-1], which all read the coefficient rows first[r] .. first[r] + K.
 struct Runs {
   const int32_t* order;
-  const int32_t* first;
+  int32_t* first;
   const int32_t* start;
   int count;
 };
@@ -37,7 +37,7 @@ struct RunScratch {
   // Where the first rows of feature f belong before it is sorted.
   int32_t* keys(int64_t f) const { return rows.data + f * kLength; }
 
-  Runs runs(int64_t f) const { return {&order[f * kLength], &first[f * kLength], &start[f * kLength], counts[f]}; }
+  Runs runs(int64_t f) const { return {&order[f * kLength], first.data + f * kLength, &start[f * kLength], counts[f]}; }
 
   // Sorts inputs 0 .. count-1 of features 0 .. features-1 by their keys.
   void sort(int64_t features, int count) {

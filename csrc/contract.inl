@@ -28,13 +28,15 @@ constexpr int pivot_row() {
 // What the values of the live bases sum to.
 enum class ValueSum { unknown, zero, one };
 
-// A feature's inputs: value k of input b at values[k * STRIDE + b], k <= live; a constant stride saves address registers.
+// A feature's inputs. Row k of the values is at values + k * STRIDE, a constant stride to save address registers: for k = live, the
+// base activation, an entry an input; for k < live, place[position] is the entry of the input that is sorted there.
 template <class C, int STRIDE>
 struct Inputs {
   const C* values;
   const int32_t* first_rows;  // by input
   int count, live;
   Runs runs;
+  const int32_t* place;
   int last_row;        // that an input can read first
   bool interior;       // every input has K+1 bases
   ValueSum value_sum;  // of those that have
@@ -114,7 +116,7 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
       constexpr ValueSum value_sum = ValueSum(decltype(known)::value);
       for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
         const int64_t b = runs.order[position];
-        const C* value = inputs.values + b;
+        const C* value = inputs.values + inputs.place[position];
         C* to = y + b * y_stride;
         V<C> sum[R];
         for (int r = 0; r < R; ++r) sum[r] = load(to + r * lanes);
@@ -123,7 +125,7 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
           const V<C> factor = broadcast(value[k * STRIDE]);
           for (int r = 0; r < R; ++r) sum[r] += factor * rows.spline[k][r];
         }
-        const V<C> factor = broadcast(value[LIVE * STRIDE]);
+        const V<C> factor = broadcast(inputs.values[LIVE * STRIDE + b]);
         for (int r = 0; r < R; ++r) {
           if (value_sum == ValueSum::one) sum[r] += rows.spline[pivot][r];
           store<C>(to + r * lanes, sum[r] + factor * rows.base[r]);
@@ -172,7 +174,7 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
       constexpr ValueSum value_sum = ValueSum(decltype(known)::value);
       for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
         const int64_t b = runs.order[position];
-        const C* value = inputs.values + b;
+        const C* value = inputs.values + inputs.place[position];
         V<C> gradient[R];
         for (int r = 0; r < R; ++r) gradient[r] = load(g + b * g_stride + r * lanes);
         const auto product = [&](const V<C>* row) __attribute__((always_inline)) {
@@ -180,7 +182,7 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
           for (int r = 1; r < R; ++r) dot += row[r] * gradient[r];
           return dot;
         };
-        V<C> sums[2] = {broadcast(value[LIVE * STRIDE]) * product(rows.base), V<C>{}};  // one chain of additions would take 10% longer
+        V<C> sums[2] = {broadcast(inputs.values[LIVE * STRIDE + b]) * product(rows.base), V<C>{}};  // one chain would take 10% longer
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
           sums[(k + 1) % 2] += broadcast(value[k * STRIDE]) * product(rows.spline[k]);
@@ -206,12 +208,12 @@ template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
     for (int r = 0; r < R; ++r) sum[k][r] = V<C>{};
   for (int position = inputs.runs.start[run]; position < inputs.runs.start[run + 1]; ++position) {
     const int64_t b = order[position];
-    const C* value = inputs.values + b;
+    const C *value = inputs.values + inputs.place[position], *base_value = inputs.values + LIVE * STRIDE + b;
     V<C> gv[R];
     for (int r = 0; r < R; ++r) gv[r] = load(g + b * g_stride + r * lanes);
     for (int k = 0; k <= LIVE; ++k) {
       if (k == pivot) continue;
-      const V<C> factor = broadcast(value[k * STRIDE]);
+      const V<C> factor = broadcast(k < LIVE ? value[k * STRIDE] : *base_value);
       for (int r = 0; r < R; ++r) sum[k][r] += factor * gv[r];
     }
     if constexpr (SUM == ValueSum::one)

@@ -1,21 +1,35 @@
 // The inputs of a chunk of features, read, evaluated and sorted. Included by kernels.inl inside its namespace.
 
+constexpr int kWorthwhileRun = 4;  // inputs of an interval from which on they are evaluated together
+
 // At most STRIDE rows of a chunk of features, transposed to (feature, row), of which a group is evaluated at a time.
 template <class C, int STRIDE>
 struct EvaluationScratch {
   const Layer<C>& layer;
   const int live;
   const bool with_slopes, sorts;
+  // Fine grids, whose tables no register holds: once sorted by their interval, inputs share its coefficients. The splines' values
+  // then stand in the order of the sorted inputs, which what is narrow could not read.
+  const bool by_run;
   Buffer<C> x, w, values, slopes;
+  Buffer<C> sorted_x, sorted_w;
+  Buffer<int32_t> in_order;  // 0, 1, 2, ...
   Buffer<uint8_t> interior;  // of a feature's evaluation: every input has K+1 bases
   RunScratch<STRIDE> sorted;
   int64_t first_feature = 0;
   int row_count = 0, padded = 0;
 
   EvaluationScratch(const Layer<C>& layer_, int64_t chunk, int64_t group, bool with_slopes_, bool sorts_)
-      : layer(layer_), live(layer.live), with_slopes(with_slopes_), sorts(sorts_), x(chunk * STRIDE),
-        w(layer.problem.w.data == nullptr ? 0 : chunk * STRIDE), values(group * (live + 1) * STRIDE),
-        slopes(with_slopes ? group * (live + 1) * STRIDE : 0), interior(group), sorted(group, layer.buckets()) {}
+      : layer(layer_), live(layer.live), with_slopes(with_slopes_), sorts(sorts_),
+        by_run(sorts && layer.tables.specialised() && layer.tables.row_vectors == 0 && layer.narrow_table_vectors() == 0 &&
+               layer.tables.intervals <= STRIDE / kWorthwhileRun),
+        x(chunk * STRIDE),
+        w(w_size(chunk * STRIDE)), values(group * (live + 1) * STRIDE),
+        slopes(with_slopes ? group * (live + 1) * STRIDE : 0), sorted_x(by_run ? STRIDE + Simd<C>::lanes : 0),
+        sorted_w(by_run ? w_size(STRIDE + Simd<C>::lanes) : 0), in_order(by_run ? STRIDE : 0), interior(group),
+        sorted(group, by_run ? layer.tables.intervals + 1 : layer.buckets()) {
+    for (int b = 0; by_run && b < STRIDE; ++b) in_order[b] = b;
+  }
 
   void read(int64_t first_row, int64_t rows, int64_t first_feature_, int64_t features) {
     first_feature = first_feature_;
@@ -29,13 +43,15 @@ struct EvaluationScratch {
   // Evaluates and, if asked to, sorts the features from..from + features of those read.
   void evaluate(int64_t from, int64_t features) {
     for (int64_t f = 0; f < features; ++f) {
-      const int64_t own = f * (live + 1) * STRIDE;
-      const Evaluation<C> e = {&x[(from + f) * STRIDE], layer.problem.w.data != nullptr ? &w[(from + f) * STRIDE] : nullptr,
-                               padded, &values[own], with_slopes ? &slopes[own] : nullptr, STRIDE, sorted.keys(f)};
-      interior[f] = evaluate_spline(first_feature + from + f, e);
+      const Evaluation<C> e = evaluation(f, &x[(from + f) * STRIDE], &w[(from + f) * STRIDE]);
+      if (by_run)
+        layer.tables.find_intervals(first_feature + from + f, e.x, padded, e.rows);
+      else
+        interior[f] = evaluate_spline(first_feature + from + f, e);
       evaluate_base(e);
     }
     if (sorts) sorted.sort(features, row_count);
+    for (int64_t f = 0; by_run && f < features; ++f) evaluate_runs(from + f, f);
   }
 
   // Feature f of those evaluated last: the values of order n. A derivative's sum, 0, is that of large terms and is not made use of.
@@ -60,8 +76,33 @@ struct EvaluationScratch {
   }
 
  private:
+  int64_t w_size(int64_t size) const { return layer.problem.w.data == nullptr ? 0 : size; }
+
+  Evaluation<C> evaluation(int64_t f, const C* points, const C* weights) {
+    const int64_t own = f * (live + 1) * STRIDE;
+    return {points, layer.problem.w.data != nullptr ? weights : nullptr, padded, &values[own], with_slopes ? &slopes[own] : nullptr,
+            STRIDE, sorted.keys(f)};
+  }
+
   Inputs<C, STRIDE> inputs_of(const C* v, int64_t f, ValueSum value_sum) const {
-    return {v + f * (live + 1) * STRIDE, sorted.keys(f), row_count, live, sorted.runs(f), layer.buckets() - 1, interior[f] != 0, value_sum};
+    const Runs runs = sorted.runs(f);
+    return {v + f * (live + 1) * STRIDE, sorted.keys(f), row_count, live, runs, by_run ? in_order.data : runs.order,
+            layer.buckets() - 1, interior[f] != 0, value_sum};
+  }
+
+  // Feature `read` of those read, f of the group; the keys of its runs, intervals until then, become first rows.
+  void evaluate_runs(int64_t read, int64_t f) {
+    const KnotTables<C>& tables = layer.tables;
+    const Runs runs = sorted.runs(f);
+    for (int position = 0; position < row_count; ++position) sorted_x[position] = x[read * STRIDE + runs.order[position]];
+    for (int position = 0; layer.problem.w.data != nullptr && position < row_count; ++position)
+      sorted_w[position] = w[read * STRIDE + runs.order[position]];
+    const Evaluation<C> e = evaluation(f, sorted_x.data, sorted_w.data);
+    with_specialisation([&](auto degree) {
+      KAN_NAMESPACE::evaluate_runs<C, decltype(degree)::value>(tables, tables.table_of[first_feature + read], e, runs.first, runs.start, runs.count);
+    });
+    interior[f] = runs.count > 0 && tables.is_interior(runs.first[0]) && tables.is_interior(runs.first[runs.count - 1]);
+    for (int run = 0; run < runs.count; ++run) runs.first[run] = tables.first_row(runs.first[run]);
   }
 
   void evaluate_base(const Evaluation<C> e) const {
@@ -89,16 +130,21 @@ struct EvaluationScratch {
     }
     const KnotTables<C>& tables = layer.tables;
     const int64_t i = tables.table_of[feature];
-    switch (tables.specialised() ? tables.K : 0) {
-#define KAN_EVALUATE(K) \
-  case K: return evaluate_specialised<C, K>(tables, i, e)
-      KAN_EVALUATE(1);
-      KAN_EVALUATE(2);
-      KAN_EVALUATE(3);
-      KAN_EVALUATE(4);
-      KAN_EVALUATE(5);
-#undef KAN_EVALUATE
-      default: return evaluate_general(tables, i, e);
+    if (!tables.specialised()) return evaluate_general(tables, i, e);
+    bool all_exist = false;
+    with_specialisation([&](auto degree) { all_exist = evaluate_specialised<C, decltype(degree)::value>(tables, i, e); });
+    return all_exist;
+  }
+
+  // Calls f with the degree K as a Constant.
+  template <class F>
+  void with_specialisation(F f) const {
+    switch (layer.tables.K) {
+      case 1: return f(Constant<1>{});
+      case 2: return f(Constant<2>{});
+      case 3: return f(Constant<3>{});
+      case 4: return f(Constant<4>{});
+      case 5: return f(Constant<5>{});
     }
   }
 };

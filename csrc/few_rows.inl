@@ -107,7 +107,7 @@ struct FewRowsWorker {
       const Tile tile = layer.tile(t);
       const auto at = [&](const C* start) { return start == nullptr ? nullptr : start + tile.first; };
       const CoefTile<C> own = {at(coef.rows), coef.row_stride, at(coef.base), at(coef.scale)};
-      const Inputs<C, lanes> input = {&inputs.values[lane], &row, 1, layer.live, {}, false};
+      const Inputs<C, lanes> input = {&inputs.values[lane], &row, 1, layer.live, {}, nullptr, 0, false, ValueSum::unknown};
       with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
         constexpr int R = decltype(width)::value;
         if constexpr (LIVE < 0)

@@ -15,6 +15,7 @@ using kan::Storage;
 
 #include "simd.inl"
 #include "activation.inl"
+#include "knot_tables.inl"
 #include "basis.inl"
 #include "buckets.inl"
 #include "contract.inl"

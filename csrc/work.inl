@@ -1,6 +1,6 @@
 // How a problem is cut: blocks of rows, chunks of features, tiles of outputs. Included by kernels.inl inside its namespace.
 
-constexpr int kSmallestBlock = 32, kLargestBlock = 1024;  // rows evaluated together
+constexpr int kSmallestBlock = 32, kLargestBlock = 2048;  // rows evaluated together
 
 constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors grow with the chunk and the number of chunks
 
@@ -112,10 +112,10 @@ struct Layer {
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
 
   // Rows of a block: enough at once to give a run of the sorted inputs that many, since its end is a branch mispredicted. A tile
-  // of y or g then no longer fits L1, which measures as less than short runs do.
+  // of y or g then no longer fits L1, which measures as less than short runs do; several tiles would no longer fit L2.
   int64_t block_rows(int per_run) const {
     int64_t rows = kSmallestBlock;
-    while (2 * rows <= kLargestBlock && rows < problem.N && (rows < 128 || rows < per_run * buckets())) rows *= 2;
+    while (2 * rows <= (tiles == 1 ? kLargestBlock : kLargestBlock / 2) && rows < problem.N && (rows < 128 || rows < per_run * buckets())) rows *= 2;
     return rows;
   }
 
