@@ -1,4 +1,4 @@
-"""NaN and infinities in x flow through as in the reference and never index memory (also run under AddressSanitizer)."""
+"""NaN and infinities flow through as in the reference and never index memory (also run under AddressSanitizer)."""
 
 import pytest
 import torch
@@ -60,6 +60,32 @@ def test_only_its_own_row_is_lost(bad):
     gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, True)
     assert gradient[1].isnan().all()
     assert gradient[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("grid_size", [5, 40])
+def test_infinite_coefficients_and_gradients_spread_to_what_they_touch(instruction_set, grid_size):
+    """The reference's zero bases times infinity are NaN everywhere; the kernels have the live bases' products alone."""
+    t = make(Case(1029, 3, 16, grid_size, points="inside"), torch.float32)
+    # Not near a knot, where a live basis rounds to 0.
+    within = 0.2 + 0.6 * torch.rand(t.x.shape, generator=torch.Generator().manual_seed(0))
+    t.x = ((t.x + 1) / 2 * grid_size).floor().clamp(0, grid_size - 1).add(within) * (2 / grid_size) - 1
+    t.coef[1, grid_size // 2, 2] = INF
+    t.coef[2, :, 5] = -INF
+    t.g[7, 4] = INF
+
+    def live_products(derivative: int, factors: torch.Tensor) -> torch.Tensor:
+        live = reference.basis(t.x, t.grid, 3, derivative)[..., None]  # (N, I, M, 1)
+        return torch.where(live != 0, live * factors, 0.0)
+
+    y = ops.spline_forward(t.x, None, t.coef, None, t.grid, None, "silu", 0)
+    same(y, live_products(0, t.coef).sum((1, 2)))
+    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, False)
+    same(gradient, live_products(0, t.g[:, None, None]).sum(0))
+    input_gradient = ops.spline_backward_input(t.x, t.g, t.coef, None, t.grid, None, "silu", 1)
+    expected = (live_products(1, t.coef) * t.g[:, None, None]).sum((2, 3))
+    assert torch.equal(input_gradient.isfinite(), expected.isfinite())
+    finite = expected.isfinite()
+    same(input_gradient[finite], expected[finite])
 
 
 @pytest.mark.parametrize("knots", [[NAN] * 12, [INF] * 12, [-INF, INF] * 6, [0.0] * 12, list(range(12))[::-1]], ids=str)
