@@ -87,6 +87,7 @@ struct GradientWorker {
   DenseBases<C, STRIDE> bases;
   Buffer<C> g_of_outputs;  // (O, block), for what is narrow
   Buffer<C> products, result;
+  Buffer<C> own_spline_sums, own_base_sums;
 
   GradientWorker(const GradientPlan& plan_, const Coefficients<C>& coefficients_, const NarrowCoefficients<C>& narrow_coefficients_,
                  CoefSums<C>& sums_, int64_t block, int64_t chunk_)
@@ -96,7 +97,18 @@ struct GradientWorker {
         bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
         g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0),
         products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(plan.input != Way::none ? chunk * STRIDE : 0) {}
+        result(plan.input != Way::none ? chunk * STRIDE : 0), own_spline_sums(sums.own_spline_size(chunk)),
+        own_base_sums(sums.own_base_size(chunk)) {}
+
+  // Rows n0 .. end-1, block by block.
+  void add_rows(int64_t n0, int64_t end, int64_t block, int64_t i0, int64_t features, int64_t split) {
+    chunk_sums = sums.start_chunk(split, i0, features, own_spline_sums.data, own_base_sums.data);
+    for (; n0 < end; n0 += block) add_block(n0, smaller(block, end - n0), i0, features, split);
+    sums.finish_chunk(i0, features, chunk_sums);
+  }
+
+ private:
+  ChunkSums<C> chunk_sums = {};
 
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
@@ -105,26 +117,28 @@ struct GradientWorker {
     if (plan.narrow()) read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
     for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
       __builtin_memset(&result[f * STRIDE], 0, size_t(inputs.padded) * sizeof(C));
-    for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f), split);
+    for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f));
     if (plan.input != Way::none) write_transposed(p.storage, result.data, STRIDE, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
- private:
-  void add_group(int64_t i0, int64_t f0, int64_t features, int64_t split) {
+  C* spline_sums(int64_t f) const { return chunk_sums.spline + f * sums.spline_rows * sums.row_length; }
+  C* base_sums(int64_t f) const { return chunk_sums.base + f * sums.row_length; }
+
+  void add_group(int64_t i0, int64_t f0, int64_t features) {
     inputs.evaluate(f0, features);
-    if (plan.narrow()) add_narrow(i0, f0, features, split);
+    if (plan.narrow()) add_narrow(i0, f0, features);
     if (!plan.in_tiles()) return;
     with_live_rows(layer.live, [&](auto live) {
       constexpr int LIVE = decltype(live)::value;
       for (int64_t t = 0; t < layer.tiles; ++t)
         with_width<widest_tile<LIVE>()>(layer.tile(t).vectors, [&](auto width) {
-          add_tile<LIVE, decltype(width)::value>(layer.tile(t), i0, f0, features, split);
+          add_tile<LIVE, decltype(width)::value>(layer.tile(t), i0, f0, features);
         });
     });
   }
 
-  void add_narrow(int64_t i0, int64_t f0, int64_t features, int64_t split) {
+  void add_narrow(int64_t i0, int64_t f0, int64_t features) {
     const int64_t O = layer.problem.O;
     with_narrow_table(layer.live, narrow_coefficients.table_vectors, [&](auto live, auto vectors) {
       constexpr int LIVE = decltype(live)::value;
@@ -136,13 +150,13 @@ struct GradientWorker {
               g_of_outputs.data, &result[(f0 + f) * STRIDE]);
         if (plan.coef != Way::narrow) continue;
         bases.template spread<LIVE>(inputs.inputs(f), inputs.padded);
-        bases.add_products(g_of_outputs.data, inputs.padded, O, sums.spline(split, i), layer.padded_outputs, sums.base(split, i));
+        bases.add_products(g_of_outputs.data, inputs.padded, O, spline_sums(f0 + f), layer.padded_outputs, base_sums(f0 + f));
       }
     });
   }
 
   template <int LIVE, int R>
-  void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features, int64_t split) {
+  void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features) {
     const C* from = g.data(tile);
     const int64_t g_stride = g.stride(tile), row_length = layer.padded_outputs;
     for (int64_t f = 0; f < features; ++f) {
@@ -151,7 +165,7 @@ struct GradientWorker {
         add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
                                        &result[(f0 + f) * STRIDE]);
       if (plan.coef != Way::tiles) continue;
-      C *to = sums.spline(split, i) + tile.first, *base = sums.base(split, i) + tile.first;
+      C *to = spline_sums(f0 + f) + tile.first, *base = base_sums(f0 + f) + tile.first;
       if constexpr (LIVE < 0)
         backward_coef_tile_general(inputs.inputs(f), from, g_stride, to, row_length, base);
       else
@@ -171,7 +185,7 @@ void backward(const Problem& p, ParallelFor parallel_for) {
   const int64_t split_rows = divide_up(divide_up(p.N, splits), block) * block;
   CoefSums<C> sums(layer, splits);
   const GradientPlan plan(layer, sums.wanted);
-  const Coefficients<C> coefficients(layer, plan.input == Way::tiles, parallel_for);
+  const Coefficients<C> coefficients(layer, plan.input == Way::tiles, layer.tables.specialised(), parallel_for);
   const NarrowCoefficients<C> narrow_coefficients(layer, plan.input == Way::narrow, parallel_for);
 
   const int64_t work = smaller(split_rows, p.N) * chunk * layer.work_per_input();
@@ -180,11 +194,9 @@ void backward(const Problem& p, ParallelFor parallel_for) {
       GradientWorker<C, decltype(stride)::value> worker(plan, coefficients, narrow_coefficients, sums, block, chunk);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
-        sums.clear(split, i0, features);
-        for (int64_t n0 = split * split_rows; n0 < smaller((split + 1) * split_rows, p.N); n0 += block)
-          worker.add_block(n0, smaller(block, p.N - n0), i0, features, split);
+        worker.add_rows(split * split_rows, smaller((split + 1) * split_rows, p.N), block, i0, features, split);
       }
     });
   });
-  sums.write(parallel_for);
+  sums.add_splits(parallel_for);
 }

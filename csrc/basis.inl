@@ -120,7 +120,7 @@ inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, c
   return !any_lane<C>(margin);
 }
 
-// Where inputs begin .. end-1 are of interval j: its coefficients are the same for all of them. Reads and writes up to a vector more.
+// Where inputs begin .. end-1 are of interval j, and its coefficients the same for all. Reads and writes up to a vector more.
 template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
 inline void evaluate_run(const typename KnotTables<C>::Feature& knots, int j, const Evaluation<C>& e, int begin, int end) {
   constexpr int width = ceil_pow2(K + 1);

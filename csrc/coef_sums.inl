@@ -5,50 +5,69 @@ void add_products_of(const C* __restrict a, const C* __restrict b, int64_t count
   for (int64_t k = 0; k < count; ++k) sums[k] += a[k] * b[k];
 }
 
-// Every feature has M rows of spline sums and one of the base activation's, for each of some splits of the rows, which are
-// added in order. The first split's stand in the output where that has their layout.
+// The sums of a chunk of features: M rows each of the splines', one each of the base activation's.
+template <class C>
+struct ChunkSums {
+  C *spline, *base;
+};
+
+// The rows may be split, and the splits' sums are then added in order. The first split's stand in the output where that has their
+// layout; others, where there is one split alone, in memory of the thread that sums, to be converted while they are in its cache.
 template <class C>
 struct CoefSums {
   const Problem& problem;
   const bool wanted;
   const int64_t spline_rows, row_length, splits;
   const bool spreads_nan;
-  C *first_spline, *first_base;
-  Buffer<C> spline_memory, base_memory;
+  C* const spline_output;
+  C* const base_output;
+  Buffer<C> spline_memory, base_memory;  // of the splits that neither stand in the output nor belong to a thread
   Buffer<uint8_t> finite;
 
   CoefSums(const Layer<C>& layer, int64_t splits_)
       : problem(layer.problem),
         wanted(problem.coef_gradient != nullptr || problem.scaler_gradient != nullptr || problem.base_gradient != nullptr),
         spline_rows(layer.spline_rows), row_length(layer.padded_outputs), splits(splits_),
-        spreads_nan(layer.live > 0 && layer.tables.degree > 0), first_spline(in_output(problem.coef_gradient)),
-        first_base(in_output(problem.base_gradient)), finite(wanted ? splits * problem.I : 0) {
-    if (!wanted) return;
-    allocate(spline_memory, first_spline, problem.I * spline_rows * row_length);
-    allocate(base_memory, first_base, problem.I * row_length);
+        spreads_nan(layer.live > 0 && layer.tables.degree > 0), spline_output(in_output(problem.coef_gradient)),
+        base_output(in_output(problem.base_gradient)), finite(wanted ? splits * problem.I : 0) {
+    if (!wanted || splits == 1) return;
+    spline_memory.allocate((splits - (spline_output != nullptr)) * problem.I * spline_rows * row_length);
+    base_memory.allocate((splits - (base_output != nullptr)) * problem.I * row_length);
   }
 
-  C* spline(int64_t split, int64_t i) {
-    return (split == 0 ? first_spline : &spline_memory[(split - 1) * problem.I * spline_rows * row_length]) + i * spline_rows * row_length;
-  }
-  C* base(int64_t split, int64_t i) {
-    return (split == 0 ? first_base : &base_memory[(split - 1) * problem.I * row_length]) + i * row_length;
-  }
+  // Elements that a thread has to have for a chunk of so many features.
+  int64_t own_spline_size(int64_t features) const { return is_own(spline_output) ? features * spline_rows * row_length : 0; }
+  int64_t own_base_size(int64_t features) const { return is_own(base_output) ? features * row_length : 0; }
 
-  void clear(int64_t split, int64_t i0, int64_t features) {
-    if (!wanted) return;
-    __builtin_memset(spline(split, i0), 0, size_t(features * spline_rows * row_length) * sizeof(C));
-    __builtin_memset(base(split, i0), 0, size_t(features * row_length) * sizeof(C));
+  // Features i0 .. i0 + features, cleared.
+  ChunkSums<C> start_chunk(int64_t split, int64_t i0, int64_t features, C* own_spline, C* own_base) {
+    if (!wanted) return {};
+    const ChunkSums<C> chunk = {is_own(spline_output) ? own_spline : spline(split, i0),
+                                is_own(base_output) ? own_base : base(split, i0)};
+    __builtin_memset(chunk.spline, 0, size_t(features * spline_rows * row_length) * sizeof(C));
+    __builtin_memset(chunk.base, 0, size_t(features * row_length) * sizeof(C));
     for (int64_t i = i0; i < i0 + features; ++i) finite[split * problem.I + i] = 1;
+    return chunk;
   }
 
   void note_finite(int64_t split, int64_t i, bool is_finite) { finite[split * problem.I + i] &= is_finite; }
 
-  // Adds the splits and writes what the caller asked for.
-  void write(ParallelFor parallel_for) {
-    if (!wanted) return;
+  // Writes what the caller asked for, unless other splits are still to be added.
+  void finish_chunk(int64_t i0, int64_t features, const ChunkSums<C>& chunk) {
+    for (int64_t f = 0; wanted && splits == 1 && f < features; ++f)
+      write_feature(i0 + f, chunk.spline + f * spline_rows * row_length, chunk.base + f * row_length);
+  }
+  void add_splits(ParallelFor parallel_for) {
+    if (!wanted || splits == 1) return;
     run_parallel(parallel_for, problem.I, splits * (spline_rows + 1) * row_length / 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) write_feature(i);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t split = 1; split < splits; ++split) {
+          add_to(spline(0, i), spline(split, i), spline_rows * row_length);
+          add_to(base(0, i), base(split, i), row_length);
+          finite[i] &= finite[split * problem.I + i];
+        }
+        write_feature(i, spline(0, i), base(0, i));
+      }
     });
   }
 
@@ -57,35 +76,26 @@ struct CoefSums {
   C* in_output(void* gradient) const {
     return is_stored_as<C>(problem.storage) && row_length == problem.O && spline_rows > 0 ? static_cast<C*>(gradient) : nullptr;
   }
+  bool is_own(const C* output) const { return wanted && splits == 1 && output == nullptr; }
 
-  // Room for all splits, or for all but the first.
-  void allocate(Buffer<C>& memory, C*& first, int64_t size) {
-    if (first != nullptr) {
-      if (splits > 1) memory.allocate((splits - 1) * size);
-      return;
-    }
-    memory.allocate(splits * size);
-    first = &memory[(splits - 1) * size];
+  C* spline(int64_t split, int64_t i) { return at(split, i, spline_rows * row_length, spline_output, spline_memory.data); }
+  C* base(int64_t split, int64_t i) { return at(split, i, row_length, base_output, base_memory.data); }
+  C* at(int64_t split, int64_t i, int64_t feature_size, C* output, C* memory) const {
+    if (split == 0 && output != nullptr) return output + i * feature_size;
+    return memory + ((split - (output != nullptr)) * problem.I + i) * feature_size;
   }
 
-  void write_feature(int64_t i) {
+  // The sums are overwritten.
+  void write_feature(int64_t i, C* sums, const C* base_sums) {
     const Problem& p = problem;
-    C *sums = spline(0, i), *base_sums = base(0, i);
-    bool all_finite = finite[i] != 0;
-    for (int64_t split = 1; split < splits; ++split) {
-      const C *more = spline(split, i), *more_base = base(split, i);
-      for (int64_t k = 0; k < spline_rows * row_length; ++k) sums[k] += more[k];
-      for (int64_t k = 0; k < row_length; ++k) base_sums[k] += more_base[k];
-      all_finite &= finite[split * p.I + i] != 0;
-    }
     // Every basis of the dense formula is NaN where x is not finite, not only the rows read here.
-    if (spreads_nan && !all_finite)
+    if (spreads_nan && finite[i] == 0)
       for (int64_t k = 0; k < spline_rows * row_length; ++k) sums[k] = C(__builtin_nan(""));
     if (spline_rows == 0)
       write_zeros(i);
     else
       write_spline(i, sums);
-    if (p.base_gradient != nullptr && p.base_gradient != first_base)
+    if (p.base_gradient != nullptr && p.base_gradient != base_output)
       write_rows(p.storage, base_sums, row_length, 1, p.O, p.base_gradient, i, 0, p.O);
   }
 
@@ -110,7 +120,7 @@ struct CoefSums {
       if (p.scaler_gradient != nullptr)
         write_rows(p.storage, scale_gradient.data, row_length, 1, p.O, p.scaler_gradient, i, 0, p.O);
     }
-    if (p.coef_gradient != nullptr && p.coef_gradient != first_spline)
+    if (p.coef_gradient != nullptr && p.coef_gradient != spline_output)
       write_rows(p.storage, sums, row_length, spline_rows, p.O, p.coef_gradient, i * spline_rows, 0, p.O);
   }
 

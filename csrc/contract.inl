@@ -65,13 +65,27 @@ template <class C, int R>
   return !any_lane<C>(bad);
 }
 
-// The coefficients of one feature and tile: row m at rows + m * row_stride, times scale where there is one.
+// The coefficients of one feature and tile: row m at rows + m * row_stride, times scale where there is one. Only LiveRows reads
+// what is not stored as the compute type C.
 template <class C>
 struct CoefTile {
-  const C* rows;
+  const void* rows;
   int64_t row_stride;
-  const C* base;   // null without a base activation
-  const C* scale;  // null where the rows need none
+  const void* base;   // null without a base activation
+  const void* scale;  // null where the rows need none
+  Storage storage;
+
+  const C* row(int64_t m) const { return static_cast<const C*>(rows) + m * row_stride; }
+
+  // Calls f with an element of the storage type.
+  template <class F>
+  [[gnu::always_inline]] void with_type(F f) const {
+    if constexpr (sizeof(C) == 4) {
+      if (storage == Storage::bfloat16) return f(BFloat16{});
+      if (storage == Storage::float16) return f(Float16{});
+    }
+    f(C{});
+  }
 };
 
 // A run's rows in registers.
@@ -80,17 +94,25 @@ struct LiveRows {
   V<C> spline[LIVE > 0 ? LIVE : 1][R], base[R];
 
   [[gnu::always_inline]] explicit LiveRows(const CoefTile<C>& tile) {
-    for (int r = 0; r < R; ++r) base[r] = tile.base == nullptr ? V<C>{} : load(tile.base + r * Simd<C>::lanes);
+    for (int r = 0; r < R; ++r) base[r] = V<C>{};
+    if (tile.base == nullptr) return;
+    tile.with_type([&](auto type) __attribute__((always_inline)) { read_row(static_cast<const decltype(type)*>(tile.base), base); });
   }
   [[gnu::always_inline]] void read(const CoefTile<C>& tile, int32_t first) {
-    const C* from = tile.rows + first * tile.row_stride;
-    for (int k = 0; k < LIVE; ++k)
-      for (int r = 0; r < R; ++r) spline[k][r] = load(from + k * tile.row_stride + r * Simd<C>::lanes);
-    if (tile.scale == nullptr) return;
-    for (int r = 0; r < R; ++r) {
-      const V<C> scale = load(tile.scale + r * Simd<C>::lanes);
-      for (int k = 0; k < LIVE; ++k) spline[k][r] *= scale;
-    }
+    tile.with_type([&](auto type) __attribute__((always_inline)) {
+      using S = decltype(type);
+      const S* from = static_cast<const S*>(tile.rows) + first * tile.row_stride;
+      for (int k = 0; k < LIVE; ++k) read_row(from + k * tile.row_stride, spline[k]);
+      if (tile.scale == nullptr) return;
+      V<C> scale[R];
+      read_row(static_cast<const S*>(tile.scale), scale);
+      for (int r = 0; r < R; ++r)
+        for (int k = 0; k < LIVE; ++k) spline[k][r] *= scale[r];
+    });
+  }
+  template <class S>
+  [[gnu::always_inline]] static void read_row(const S* from, V<C>* row) {
+    for (int r = 0; r < R; ++r) row[r] = load_as<C>(from + r * Simd<C>::lanes);
   }
   // Takes the pivot's from the other rows, for values of that sum. Infinite coefficients are left for their products to spread.
   [[gnu::always_inline]] ValueSum subtract_pivot(ValueSum sum) {
@@ -142,11 +164,11 @@ void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& t
   constexpr int lanes = Simd<C>::lanes;
   V<C> base[R], scale[R];
   for (int r = 0; r < R; ++r) {
-    base[r] = tile.base == nullptr ? V<C>{} : load(tile.base + r * lanes);
-    if (SCALED) scale[r] = load(tile.scale + r * lanes);
+    base[r] = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base) + r * lanes);
+    if (SCALED) scale[r] = load(static_cast<const C*>(tile.scale) + r * lanes);
   }
   for (int64_t b = 0; b < inputs.count; ++b) {
-    const C *value = inputs.values + b, *row = tile.rows + inputs.first_rows[b] * tile.row_stride;
+    const C *value = inputs.values + b, *row = tile.row(inputs.first_rows[b]);
     C* to = y + b * y_stride;
     V<C> sum[R];
     for (int r = 0; r < R; ++r) sum[r] = SCALED ? V<C>{} : load(to + r * lanes);
@@ -182,7 +204,8 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
           for (int r = 1; r < R; ++r) dot += row[r] * gradient[r];
           return dot;
         };
-        V<C> sums[2] = {broadcast(inputs.values[LIVE * STRIDE + b]) * product(rows.base), V<C>{}};  // one chain would take 10% longer
+        // One chain of additions would take 10% longer.
+        V<C> sums[2] = {broadcast(inputs.values[LIVE * STRIDE + b]) * product(rows.base), V<C>{}};
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
           sums[(k + 1) % 2] += broadcast(value[k * STRIDE]) * product(rows.spline[k]);
@@ -251,12 +274,12 @@ void backward_coef_tile(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_s
 
 template <class C, int STRIDE>
 void forward_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
-  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(tile.scale);
-  const V<C> base = tile.base == nullptr ? V<C>{} : load(tile.base);
+  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(static_cast<const C*>(tile.scale));
+  const V<C> base = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base));
   for (int64_t b = 0; b < inputs.count; ++b) {
     V<C> spline = {};
     for (int k = 0; k < inputs.live; ++k)
-      spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.rows + (inputs.first_rows[b] + k) * tile.row_stride);
+      spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(inputs.first_rows[b] + k));
     C* to = y + b * y_stride;
     store<C>(to, load(to) + spline * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
   }
@@ -266,14 +289,14 @@ template <class C, int STRIDE>
 void backward_input_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
                                  C* products) {
   const Runs& runs = inputs.runs;
-  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(tile.scale);
-  const V<C> base = tile.base == nullptr ? V<C>{} : load(tile.base);
+  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(static_cast<const C*>(tile.scale));
+  const V<C> base = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base));
   for (int run = 0; run < runs.count; ++run)
     for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
       const int64_t b = runs.order[position];
       V<C> slope = {};
       for (int k = 0; k < inputs.live; ++k)
-        slope += broadcast(inputs.values[k * STRIDE + b]) * load(tile.rows + (runs.first[run] + k) * tile.row_stride);
+        slope += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(runs.first[run] + k));
       slope = slope * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base;
       store<C>(products + b * Simd<C>::lanes, slope * load(g + b * g_stride));
     }

@@ -51,7 +51,7 @@ struct EvaluationScratch {
       evaluate_base(e);
     }
     if (sorts) sorted.sort(features, row_count);
-    for (int64_t f = 0; by_run && f < features; ++f) evaluate_runs(from + f, f);
+    for (int64_t f = 0; by_run && f < features; ++f) evaluate_sorted(from + f, f);
   }
 
   // Feature f of those evaluated last: the values of order n. A derivative's sum, 0, is that of large terms and is not made use of.
@@ -91,7 +91,7 @@ struct EvaluationScratch {
   }
 
   // Feature `read` of those read, f of the group; the keys of its runs, intervals until then, become first rows.
-  void evaluate_runs(int64_t read, int64_t f) {
+  void evaluate_sorted(int64_t read, int64_t f) {
     const KnotTables<C>& tables = layer.tables;
     const Runs runs = sorted.runs(f);
     for (int position = 0; position < row_count; ++position) sorted_x[position] = x[read * STRIDE + runs.order[position]];
@@ -99,7 +99,7 @@ struct EvaluationScratch {
       sorted_w[position] = w[read * STRIDE + runs.order[position]];
     const Evaluation<C> e = evaluation(f, sorted_x.data, sorted_w.data);
     with_specialisation([&](auto degree) {
-      KAN_NAMESPACE::evaluate_runs<C, decltype(degree)::value>(tables, tables.table_of[first_feature + read], e, runs.first, runs.start, runs.count);
+      evaluate_runs<C, decltype(degree)::value>(tables, tables.table_of[first_feature + read], e, runs.first, runs.start, runs.count);
     });
     interior[f] = runs.count > 0 && tables.is_interior(runs.first[0]) && tables.is_interior(runs.first[runs.count - 1]);
     for (int run = 0; run < runs.count; ++run) runs.first[run] = tables.first_row(runs.first[run]);

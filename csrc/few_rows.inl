@@ -105,8 +105,8 @@ struct FewRowsWorker {
     const int32_t row = in_place ? inputs.first_rows[lane] : 0;
     for (int64_t t = 0; t < layer.tiles; ++t) {
       const Tile tile = layer.tile(t);
-      const auto at = [&](const C* start) { return start == nullptr ? nullptr : start + tile.first; };
-      const CoefTile<C> own = {at(coef.rows), coef.row_stride, at(coef.base), at(coef.scale)};
+      const auto at = [&](const void* start) { return start == nullptr ? nullptr : static_cast<const C*>(start) + tile.first; };
+      const CoefTile<C> own = {at(coef.rows), coef.row_stride, at(coef.base), at(coef.scale), coef.storage};
       const Inputs<C, lanes> input = {&inputs.values[lane], &row, 1, layer.live, {}, nullptr, 0, false, ValueSum::unknown};
       with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
         constexpr int R = decltype(width)::value;
@@ -124,9 +124,9 @@ struct FewRowsWorker {
   void prefetch_rows(int64_t i, int first_row) const {
     const CoefTile<C> coef = coefficients_in_place<C>(layer.problem, i, 0);
     for (int64_t o = 0; o < layer.padded_outputs; o += 64 / int64_t(sizeof(C))) {
-      for (int k = 0; k < layer.live; ++k) __builtin_prefetch(coef.rows + (first_row + k) * coef.row_stride + o);
-      if (coef.base != nullptr) __builtin_prefetch(coef.base + o);
-      if (coef.scale != nullptr) __builtin_prefetch(coef.scale + o);
+      for (int k = 0; k < layer.live; ++k) __builtin_prefetch(coef.row(first_row + k) + o);
+      if (coef.base != nullptr) __builtin_prefetch(static_cast<const C*>(coef.base) + o);
+      if (coef.scale != nullptr) __builtin_prefetch(static_cast<const C*>(coef.scale) + o);
     }
   }
 
@@ -137,6 +137,7 @@ struct FewRowsWorker {
     if (layer.live > 0) pack_rows(p.storage, coef_of_feature(p, i), first_row, layer.live, 0, p.O, packed.data, width);
     if (p.base_weight.data != nullptr) pack_rows(p.storage, p.base_weight, i, 1, 0, p.O, base, width);
     if (p.scaler.data != nullptr) pack_rows(p.storage, p.scaler, i, 1, 0, p.O, scale, width);
-    return {packed.data, width, p.base_weight.data != nullptr ? base : nullptr, p.scaler.data != nullptr ? scale : nullptr};
+    return {packed.data, width, p.base_weight.data != nullptr ? base : nullptr, p.scaler.data != nullptr ? scale : nullptr,
+            storage_of<C>()};
   }
 };

@@ -134,7 +134,7 @@ template <class C>
 void forward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
   if (p.N <= kFewRows) {
-    const bool in_place = coefficients_can_stay<C>(p);
+    const bool in_place = coefficients_can_stay<C>(p, false);
     return forward_blocks(
         layer, 1, parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); },
         [&](const C* sums, int64_t n, int64_t) { write_tiles(layer, sums, n, 1); });
@@ -143,5 +143,6 @@ void forward(const Problem& p, ParallelFor parallel_for) {
   const int64_t block = layer.block_rows(16);
   if (layer.narrow_table_vectors() > 0)
     return forward_with(layer, NarrowCoefficients<C>(layer, true, parallel_for), block, false, parallel_for);
-  forward_with(layer, Coefficients<C>(layer, true, parallel_for), block, layer.worth_sorting(block), parallel_for);
+  const bool sorts = layer.worth_sorting(block);
+  forward_with(layer, Coefficients<C>(layer, true, sorts && layer.tables.specialised(), parallel_for), block, sorts, parallel_for);
 }

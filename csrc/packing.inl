@@ -1,8 +1,12 @@
 // Operands of any strides and storage type to padded rows of the compute type, and back. Included by kernels.inl inside its namespace.
 
 template <class C>
+constexpr Storage storage_of() {
+  return sizeof(C) == 4 ? Storage::float32 : Storage::float64;
+}
+template <class C>
 bool is_stored_as(Storage storage) {
-  return storage == (sizeof(C) == 4 ? Storage::float32 : Storage::float64);
+  return storage == storage_of<C>();
 }
 
 // `count` elements, as the other type.
@@ -109,20 +113,23 @@ inline Operand coef_of_feature(const Problem& p, int64_t i) {
 
 constexpr int64_t kRowsWorthScaling = 512;
 
-// Whether the inner loops can read the coefficients where they stand.
+// Whether the inner loops can read the coefficients where they stand: of any storage type once for a run of inputs, of the
+// compute type for every input.
 template <class C>
-bool coefficients_can_stay(const Problem& p) {
-  return is_stored_as<C>(p.storage) && p.O % Simd<C>::lanes == 0 && p.coef.stride[2] == 1 &&
+bool coefficients_can_stay(const Problem& p, bool once_for_run) {
+  return (once_for_run || is_stored_as<C>(p.storage)) && p.O % Simd<C>::lanes == 0 && p.coef.stride[2] == 1 &&
          (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) &&
          (p.scaler.data == nullptr || (p.scaler.stride[1] == 1 && p.N < kRowsWorthScaling));
 }
 template <class C>
 CoefTile<C> coefficients_in_place(const Problem& p, int64_t i, int64_t first_output) {
   const auto at = [&](const Operand& operand) {
-    const C* start = static_cast<const C*>(operand.data);
-    return start == nullptr ? nullptr : start + i * operand.stride[0] + first_output;
+    const int64_t offset = i * operand.stride[0] + first_output;
+    const void* start = operand.data;
+    if (start != nullptr) with_storage(p.storage, [&](auto tag) { start = static_cast<const decltype(tag)*>(start) + offset; });
+    return start;
   };
-  return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler)};
+  return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler), p.storage};
 }
 
 // The coefficients as the inner loops read them: where they stand, or packed (tile, feature, row, tile width) where they need a
@@ -134,8 +141,8 @@ struct Coefficients {
   const bool in_place;
   Buffer<C> packed;
 
-  Coefficients(const Layer<C>& layer_, bool are_read, ParallelFor parallel_for)
-      : layer(layer_), rows(layer.spline_rows + 1), in_place(!are_read || coefficients_can_stay<C>(layer.problem)) {
+  Coefficients(const Layer<C>& layer_, bool are_read, bool once_for_run, ParallelFor parallel_for)
+      : layer(layer_), rows(layer.spline_rows + 1), in_place(!are_read || coefficients_can_stay<C>(layer.problem, once_for_run)) {
     if (in_place) return;
     const Problem& p = layer.problem;
     packed.allocate(p.I * rows * layer.padded_outputs);
@@ -149,7 +156,7 @@ struct Coefficients {
     if (!in_place) {
       const int64_t width = t.vectors * Layer<C>::lanes;
       const C* start = packed.data + p.I * rows * t.first + i * rows * width;
-      return {start, width, p.base_weight.data != nullptr ? start + layer.spline_rows * width : nullptr, nullptr};
+      return {start, width, p.base_weight.data != nullptr ? start + layer.spline_rows * width : nullptr, nullptr, storage_of<C>()};
     }
     return coefficients_in_place<C>(p, i, t.first);
   }

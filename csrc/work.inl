@@ -115,7 +115,8 @@ struct Layer {
   // of y or g then no longer fits L1, which measures as less than short runs do; several tiles would no longer fit L2.
   int64_t block_rows(int per_run) const {
     int64_t rows = kSmallestBlock;
-    while (2 * rows <= (tiles == 1 ? kLargestBlock : kLargestBlock / 2) && rows < problem.N && (rows < 128 || rows < per_run * buckets())) rows *= 2;
+    const int64_t largest = tiles == 1 ? kLargestBlock : kLargestBlock / 2;
+    while (2 * rows <= largest && rows < problem.N && (rows < 128 || rows < per_run * buckets())) rows *= 2;
     return rows;
   }
 

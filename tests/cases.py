@@ -21,7 +21,7 @@ class Case:
     G: int = 5
     K: int = 3
     knots: str = "uniform"  # or "adaptive": a different random grid for every feature; "clamped": repeated end knots
-    points: str = "mixed"  # inside the grid range, between it and the extended ends, outside, on knots; or "inside"
+    points: str = "mixed"  # inside the grid range, between it and the extended ends, outside, on knots; "inside"; "equal"
     layout: str = "contiguous"  # or "strided": every tensor a view with gaps; "expanded": g has stride 0
     base: str | None = "silu"
     weighted: bool = False  # a weight w per input value
@@ -68,10 +68,12 @@ def make_grid(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def make_points(case: Case, grid: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, I): a third inside, a third anywhere up to beyond the last knot, a third on knots; or all inside."""
+    """(N, I): a third inside, a third anywhere up to beyond the last knot, a third on knots; or as `points` says."""
     inside = torch.rand(case.N, case.I, generator=generator, dtype=torch.float64) * 2 - 1
     if case.points == "inside":
         return inside
+    if case.points == "equal":
+        return inside[:1].repeat(case.N, 1)
     low, high = grid.min() - 0.5, grid.max() + 0.5
     anywhere = torch.rand(case.N, case.I, generator=generator, dtype=torch.float64) * (high - low) + low
     which = torch.randint(0, grid.shape[1], (case.N, case.I), generator=generator)
@@ -149,6 +151,10 @@ CASES = [
     Case(63, 7, 5, G=100),
     Case(63, 7, 5, G=100, knots="adaptive", weighted=True),
     Case(2100, 2, 8, G=40, knots="adaptive"),
+    Case(2100, 2, 17, G=40, K=1, knots="adaptive"),
+    Case(700, 2, 16, G=40, K=2, weighted=True, scaled=True),
+    Case(2100, 1, 33, G=60, K=5, knots="adaptive", weighted=True),
+    Case(2100, 2, 17, G=40, points="equal"),
     Case(4200, 1, 7, weighted=True),
     Case(63, 7, 17, base="identity", weighted=True),
     Case(63, 7, 17, base=None, weighted=True, scaled=True),
