@@ -1,23 +1,5 @@
 // The K+1 live B-spline values of derivative order n. Included by kernels.inl inside its namespace.
 
-template <class C>
-inline Index<C> load_index(const int32_t* from) {
-  if constexpr (sizeof(C) == 4) return *reinterpret_cast<const typename Simd<C>::UnalignedIndex*>(from);
-  Index<C> index;
-  for (int lane = 0; lane < Simd<C>::lanes; ++lane) index[lane] = from[lane];
-  return index;
-}
-template <class C>
-inline bool any_lane(Index<C> mask) {
-#if KAN_VECTOR_BYTES == 64
-  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#else
-  bool any = false;
-  for (int lane = 0; lane < Simd<C>::lanes; ++lane) any |= mask[lane] != 0;
-  return any;
-#endif
-}
-
 // The inputs of one feature, `count` of them (a multiple of the vector length), and where their evaluation goes: live value k of
 // input b to values[k * stride + b], its next derivative to slopes[k * stride + b] unless that is null, both times w where
 // given, and the first coefficient row that it reads to rows[b].
@@ -34,7 +16,7 @@ struct Evaluation {
   }
 };
 
-// All evaluate_* return whether every input has K+1 bases; false is always safe.
+// What evaluates the inputs in their own order returns whether every one has K+1 bases; false is always safe.
 
 // Where the tables fit in registers: every lane looks its coefficients up by a permutation. POLYNOMIAL_DEGREE is -1 where it is
 // only known at run time.
@@ -50,7 +32,7 @@ inline bool evaluate_permuting(const typename KnotTables<C>::Feature knots, cons
     const Index<C> j = knots.template find_interval<ROW_VECTORS>(points);
     const Index<C> row = knots.first_row(j);
     margin |= row ^ (j - typename Simd<C>::Int(K));
-    store_rows(e.rows + b, row);
+    store_index(e.rows + b, row);
     const V<C> inverse = lookup<C, ROW_VECTORS>(knots.inverse_width, j);
     const V<C> u = (points - lookup<C, ROW_VECTORS>(knots.centre, j)) * inverse;
     for (int k = 0; k <= K; ++k) {
@@ -78,11 +60,11 @@ inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, c
     const Index<C> j = knots.template find_interval<0>(points);
     const Index<C> row = knots.first_row(j);
     margin |= row ^ (j - typename Simd<C>::Int(K));
-    store_rows(e.rows + b, row);
+    store_index(e.rows + b, row);
     const V<C> inverse = lookup<C, 0>(knots.inverse_width, j);
     const V<C> u = (points - lookup<C, 0>(knots.centre, j)) * inverse;
     int32_t offset[lanes];
-    store_rows(offset, j * typename Simd<C>::Int(record_size));
+    store_index(offset, j * typename Simd<C>::Int(record_size));
     V<C> values[width], slopes[width];
     if constexpr (width <= lanes) {
 #pragma GCC unroll 8

@@ -23,8 +23,7 @@ struct EvaluationScratch {
       : layer(layer_), live(layer.live), with_slopes(with_slopes_), sorts(sorts_),
         by_run(sorts && layer.tables.specialised() && layer.tables.row_vectors == 0 && layer.narrow_table_vectors() == 0 &&
                layer.tables.intervals <= STRIDE / kWorthwhileRun),
-        x(chunk * STRIDE),
-        w(w_size(chunk * STRIDE)), values(group * (live + 1) * STRIDE),
+        x(chunk * STRIDE), w(w_size(chunk * STRIDE)), values(group * (live + 1) * STRIDE),
         slopes(with_slopes ? group * (live + 1) * STRIDE : 0), sorted_x(by_run ? STRIDE + Simd<C>::lanes : 0),
         sorted_w(by_run ? w_size(STRIDE + Simd<C>::lanes) : 0), in_order(by_run ? STRIDE : 0), interior(group),
         sorted(group, by_run ? layer.tables.intervals + 1 : layer.buckets()) {

@@ -57,7 +57,7 @@ struct FeatureEvaluation {
 
     const V<C> outside = K > 0 && p.derivative < K ? (points - points) * C(0) : V<C>{};  // NaN where x is not finite
     const Index<C> row = first_row_of<C>(j, K, int(p.G)), shift = j - Int(K) - row;
-    store_rows(first_rows, row);
+    store_index(first_rows, row);
     if (any_lane<C>(shift)) {
       for (int k = 0; k <= 3 * K; ++k) store<C>(&shifted[k * lanes], V<C>{});
       for (int r = 0; r <= K; ++r)

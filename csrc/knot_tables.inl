@@ -70,11 +70,6 @@ inline Index<C> first_row_of(Index<C> j, int K, int G) {
   return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
 }
 
-inline void store_rows(int32_t* to, Index<float> row) { *reinterpret_cast<Simd<float>::UnalignedIndex*>(to) = row; }
-inline void store_rows(int32_t* to, Index<double> row) {
-  for (int lane = 0; lane < Simd<double>::lanes; ++lane) to[lane] = int32_t(row[lane]);
-}
-
 // Everything about the knots that an evaluation needs.
 template <class C>
 struct KnotTables {
@@ -295,6 +290,6 @@ struct KnotTables {
   // The interval of each of `count` inputs of feature i, a multiple of the vector length.
   void find_intervals(int64_t i, const C* x, int count, int32_t* intervals_of) const {
     const Feature knots = feature(table_of[i]);
-    for (int b = 0; b < count; b += Simd<C>::lanes) store_rows(intervals_of + b, knots.template find_interval<0>(load(x + b)));
+    for (int b = 0; b < count; b += Simd<C>::lanes) store_index(intervals_of + b, knots.template find_interval<0>(load(x + b)));
   }
 };

@@ -85,6 +85,29 @@ inline Index<C> max_of(Index<C> a, Index<C> b) {
 #endif
 }
 
+// Indices are 32-bit numbers in memory.
+inline void store_index(int32_t* to, Index<float> row) { *reinterpret_cast<Simd<float>::UnalignedIndex*>(to) = row; }
+inline void store_index(int32_t* to, Index<double> row) {
+  for (int lane = 0; lane < Simd<double>::lanes; ++lane) to[lane] = int32_t(row[lane]);
+}
+template <class C>
+inline Index<C> load_index(const int32_t* from) {
+  if constexpr (sizeof(C) == 4) return *reinterpret_cast<const typename Simd<C>::UnalignedIndex*>(from);
+  Index<C> index;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) index[lane] = from[lane];
+  return index;
+}
+template <class C>
+inline bool any_lane(Index<C> mask) {
+#if KAN_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  bool any = false;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) any |= mask[lane] != 0;
+  return any;
+#endif
+}
+
 // table[index] per lane. ROW_VECTORS > 0: the table is that many vectors long, and the lookup permutes registers.
 template <class C, int ROW_VECTORS>
 inline V<C> lookup(const C* table, Index<C> index) {
