@@ -1,6 +1,7 @@
 // A batch of few rows: vectors run over the features, nothing is prepared, and only the coefficients that the inputs touch are
 // read. Included by kernels.inl inside its namespace.
 
+constexpr int64_t kFewRowsWait = 2;  // times as long as its vector operations: the coefficients come from L2 or L3
 constexpr int64_t kFewRows = 4;  // the tables of the other way pay for themselves from 4 rows on at 64 -> 64, from 6 at 256 -> 256
 
 // One row's inputs to as many features as there are lanes.

@@ -92,15 +92,15 @@ struct ForwardWorker {
 
 // Over blocks of rows; where there are few, the features are split too, by the shape alone, and the partial sums added in order.
 template <class C, class MakeWorker, class Write>
-void forward_blocks(const Layer<C>& layer, int64_t block, ParallelFor parallel_for, const MakeWorker& make_worker,
-                    const Write& write) {
+void forward_blocks(const Layer<C>& layer, int64_t block, int64_t work_per_input, ParallelFor parallel_for,
+                    const MakeWorker& make_worker, const Write& write) {
   const Problem& p = layer.problem;
   const int64_t blocks = divide_up(p.N, block), block_size = block * layer.padded_outputs;
   const int64_t chunks = divide_up(p.I, kChunkFeatures), splits = smaller(chunks, divide_up(8, at_least_one(blocks)));
   const auto first_feature = [&](int64_t split) { return smaller(split * chunks / splits * kChunkFeatures, p.I); };
   Buffer<C> partial(splits > 1 ? blocks * splits * block_size : 0);
 
-  const int64_t work = smaller(block, p.N) * (p.I / splits) * layer.work_per_input();
+  const int64_t work = smaller(block, p.N) * (p.I / splits) * work_per_input;
   run_parallel(parallel_for, blocks * splits, work, [&](int64_t begin, int64_t end) {
     auto worker = make_worker();
     Buffer<C> own(splits > 1 ? 0 : block_size);
@@ -124,7 +124,7 @@ template <class C, class Coefs>
 void forward_with(const Layer<C>& layer, const Coefs& coefficients, int64_t block, bool sorts, ParallelFor parallel_for) {
   with_block_stride(block, [&](auto stride) {
     forward_blocks(
-        layer, block, parallel_for,
+        layer, block, layer.work_per_input(), parallel_for,
         [&] { return ForwardWorker<C, Coefs, decltype(stride)::value>(layer, coefficients, block, sorts); },
         [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
   });
@@ -136,7 +136,7 @@ void forward(const Problem& p, ParallelFor parallel_for) {
   if (p.N <= kFewRows) {
     const bool in_place = coefficients_can_stay<C>(p, false);
     return forward_blocks(
-        layer, 1, parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); },
+        layer, 1, kFewRowsWait * layer.work_per_input(), parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); },
         [&](const C* sums, int64_t n, int64_t) { write_tiles(layer, sums, n, 1); });
   }
   layer.prepare(parallel_for);

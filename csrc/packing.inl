@@ -123,11 +123,10 @@ bool coefficients_can_stay(const Problem& p, bool once_for_run) {
 }
 template <class C>
 CoefTile<C> coefficients_in_place(const Problem& p, int64_t i, int64_t first_output) {
-  const auto at = [&](const Operand& operand) {
-    const int64_t offset = i * operand.stride[0] + first_output;
-    const void* start = operand.data;
-    if (start != nullptr) with_storage(p.storage, [&](auto tag) { start = static_cast<const decltype(tag)*>(start) + offset; });
-    return start;
+  const int64_t element = p.storage == Storage::float64 ? 8 : p.storage == Storage::float32 ? 4 : 2;
+  const auto at = [&](const Operand& operand) -> const void* {
+    const char* start = static_cast<const char*>(operand.data);
+    return start == nullptr ? nullptr : start + (i * operand.stride[0] + first_output) * element;
   };
   return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler), p.storage};
 }
