@@ -9,6 +9,22 @@ struct Runs {
   int count;
 };
 
+// Lists the runs of a feature bucket by bucket, without a branch for those that are empty.
+struct RunList {
+  int32_t *first, *start;
+  int count = 0;
+
+  void add(int key, int from, int size) {
+    first[count] = key;
+    start[count] = from;
+    count += size > 0;
+  }
+  int end(int inputs) {
+    start[count] = inputs;
+    return count;
+  }
+};
+
 // Room for the runs of a group of features of up to STRIDE inputs each, and for sorting them.
 //
 // Every bucket has a bin of its own, to which an input is appended in one store; the full bins are then put together: 0.8 ns an
@@ -61,8 +77,8 @@ struct RunScratch {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const int32_t* key = keys(f);
     int32_t* to = &order[f * kLength];
-    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
-    int position = 0, run = 0;
+    RunList runs = {&first[f * kLength], &start[f * kLength]};
+    int position = 0;
     for (int m = 0; m < buckets; ++m) {
       const int from = position;
       for (int b = 0; b < count; b += 16) {
@@ -71,12 +87,9 @@ struct RunScratch {
         _mm512_storeu_si512(to + position, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(lane, _mm512_set1_epi32(b))));
         position += __builtin_popcount(mask);
       }
-      row[run] = m;
-      begin[run] = from;
-      run += position > from;
+      runs.add(m, from, position - from);
     }
-    begin[run] = position;
-    counts[f] = run;
+    counts[f] = runs.end(count);
   }
 #endif
 
@@ -97,8 +110,8 @@ struct RunScratch {
   // False where a bin has run over.
   bool put_together(const int32_t* ends, const int32_t* from, int64_t f, int count) {
     int32_t* to = &order[f * kLength];
-    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
-    int position = 0, run = 0;
+    RunList runs = {&first[f * kLength], &start[f * kLength]};
+    int position = 0;
     for (int m = 0; m < buckets; ++m) {
       const int32_t* bin = from + m * capacity;
       const int size = ends[m] - m * capacity;
@@ -106,32 +119,25 @@ struct RunScratch {
       int b = 0;
       do __builtin_memcpy(to + position + b, bin + b, kCopied * sizeof(int32_t));
       while ((b += kCopied) < size);
-      row[run] = m;
-      begin[run] = position;
-      run += size > 0;
+      runs.add(m, position, size);
       position += size;
     }
-    begin[run] = count;
-    counts[f] = run;
+    counts[f] = runs.end(count);
     return true;
   }
 
   void count_each(int64_t f, int count) {
     const int32_t* key = keys(f);
     int32_t* to = &order[f * kLength];
-    int32_t *row = &first[f * kLength], *begin = &start[f * kLength];
+    RunList runs = {&first[f * kLength], &start[f * kLength]};
     int32_t* const places = &next[kInterleaved * buckets];
     for (int m = 0; m <= buckets; ++m) places[m] = 0;
     for (int b = 0; b < count; ++b) ++places[key[b] + 1];
-    int run = 0;
     for (int m = 0; m < buckets; ++m) {
-      row[run] = m;
-      begin[run] = places[m];
-      run += places[m + 1] > 0;
+      runs.add(m, places[m], places[m + 1]);
       places[m + 1] += places[m];
     }
-    begin[run] = count;
-    counts[f] = run;
+    counts[f] = runs.end(count);
     for (int b = 0; b < count; ++b) to[places[key[b]]++] = b;
   }
 };

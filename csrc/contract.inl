@@ -41,27 +41,29 @@ struct Inputs {
   bool interior;       // every input has K+1 bases
   ValueSum value_sum;  // of those that have
 
-  // Only runs of the first and the last row can have inputs near the ends of the knots.
+  // What a run's values sum to if it is one of USED. Only runs of the first and the last row can have inputs near the ends of the
+  // knots.
+  template <ValueSum... USED>
   ValueSum value_sum_of(int run) const {
     const bool has_all = interior || (runs.first[run] > 0 && runs.first[run] < last_row);
-    return has_all ? value_sum : ValueSum::unknown;
+    return has_all && ((value_sum == USED) || ...) ? value_sum : ValueSum::unknown;
   }
 };
 
-// Calls f with what the values of a run sum to as a Constant: `known` if that is of use.
-template <int LIVE, class F>
-[[gnu::always_inline]] inline auto with_value_sum(ValueSum known, F f) {
-  if constexpr (LIVE > 1) {
-    if (known == ValueSum::one) return f(Constant<int(ValueSum::one)>{});
-    if (known == ValueSum::zero) return f(Constant<int(ValueSum::zero)>{});
-  }
-  return f(Constant<int(ValueSum::unknown)>{});
+// Calls f with `sum`, one of USED or unknown, as a Constant.
+template <ValueSum FIRST, ValueSum... USED, class F>
+[[gnu::always_inline]] inline auto with_value_sum(ValueSum sum, F f) {
+  if (sum == FIRST) return f(Constant<FIRST>{});
+  if constexpr (sizeof...(USED) > 0)
+    return with_value_sum<USED...>(sum, f);
+  else
+    return f(Constant<ValueSum::unknown>{});
 }
 
 template <class C, int R>
 [[gnu::always_inline]] inline bool all_finite(const V<C>* v) {
   Index<C> bad = {};
-  for (int r = 0; r < R; ++r) bad |= (Index<C>)(v[r] - v[r] != V<C>{});
+  for (int r = 0; r < R; ++r) bad |= non_finite<C>(v[r]);
   return !any_lane<C>(bad);
 }
 
@@ -134,8 +136,9 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
   LiveRows<C, LIVE, R> rows(tile);
   for (int run = 0; run < runs.count; ++run) {
     rows.read(tile, runs.first[run]);
-    with_value_sum<LIVE>(rows.subtract_pivot(inputs.value_sum_of(run)), [&](auto known) __attribute__((always_inline)) {
-      constexpr ValueSum value_sum = ValueSum(decltype(known)::value);
+    const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::one>(run));
+    with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+      constexpr ValueSum value_sum = decltype(known)::value;
       for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
         const int64_t b = runs.order[position];
         const C* value = inputs.values + inputs.place[position];
@@ -192,8 +195,9 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
   LiveRows<C, LIVE, R> rows(tile);
   for (int run = 0; run < runs.count; ++run) {
     rows.read(tile, runs.first[run]);
-    with_value_sum<LIVE>(rows.subtract_pivot(inputs.value_sum_of(run)), [&](auto known) __attribute__((always_inline)) {
-      constexpr ValueSum value_sum = ValueSum(decltype(known)::value);
+    const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::zero, ValueSum::one>(run));
+    with_value_sum<ValueSum::zero, ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+      constexpr ValueSum value_sum = decltype(known)::value;
       for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
         const int64_t b = runs.order[position];
         const C* value = inputs.values + inputs.place[position];
@@ -263,8 +267,9 @@ void backward_coef_tile(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_s
                         C* base_gradient) {
   for (int run = 0; run < inputs.runs.count; ++run) {
     C* const to = gradient + inputs.runs.first[run] * gradient_stride;
-    const bool added = with_value_sum<LIVE>(inputs.value_sum_of(run), [&](auto known) __attribute__((always_inline)) {
-      return add_run<C, LIVE, R, ValueSum(decltype(known)::value)>(inputs, run, g, g_stride, to, gradient_stride, base_gradient);
+    const ValueSum known_sum = LIVE > 1 ? inputs.template value_sum_of<ValueSum::one>(run) : ValueSum::unknown;
+    const bool added = with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+      return add_run<C, LIVE, R, decltype(known)::value>(inputs, run, g, g_stride, to, gradient_stride, base_gradient);
     });
     if (!added) add_run<C, LIVE, R, ValueSum::unknown>(inputs, run, g, g_stride, to, gradient_stride, base_gradient);
   }

@@ -67,10 +67,7 @@ struct EvaluationScratch {
 
   bool is_finite(int64_t feature) const {
     Index<C> bad = {};
-    for (int b = 0; b < padded; b += Simd<C>::lanes) {
-      const V<C> points = load(&x[feature * STRIDE + b]);
-      bad |= (Index<C>)(points - points != V<C>{});
-    }
+    for (int b = 0; b < padded; b += Simd<C>::lanes) bad |= non_finite<C>(load(&x[feature * STRIDE + b]));
     return !any_lane<C>(bad);
   }
 
@@ -97,7 +94,7 @@ struct EvaluationScratch {
     for (int position = 0; layer.problem.w.data != nullptr && position < row_count; ++position)
       sorted_w[position] = w[read * STRIDE + runs.order[position]];
     const Evaluation<C> e = evaluation(f, sorted_x.data, sorted_w.data);
-    with_specialisation([&](auto degree) {
+    tables.with_specialisation([&](auto degree) {
       evaluate_runs<C, decltype(degree)::value>(tables, tables.table_of[first_feature + read], e, runs.first, runs.start, runs.count);
     });
     interior[f] = runs.count > 0 && tables.is_interior(runs.first[0]) && tables.is_interior(runs.first[runs.count - 1]);
@@ -131,19 +128,7 @@ struct EvaluationScratch {
     const int64_t i = tables.table_of[feature];
     if (!tables.specialised()) return evaluate_general(tables, i, e);
     bool all_exist = false;
-    with_specialisation([&](auto degree) { all_exist = evaluate_specialised<C, decltype(degree)::value>(tables, i, e); });
+    tables.with_specialisation([&](auto degree) { all_exist = evaluate_specialised<C, decltype(degree)::value>(tables, i, e); });
     return all_exist;
-  }
-
-  // Calls f with the degree K as a Constant.
-  template <class F>
-  void with_specialisation(F f) const {
-    switch (layer.tables.K) {
-      case 1: return f(Constant<1>{});
-      case 2: return f(Constant<2>{});
-      case 3: return f(Constant<3>{});
-      case 4: return f(Constant<4>{});
-      case 5: return f(Constant<5>{});
-    }
   }
 };

@@ -116,6 +116,19 @@ struct KnotTables {
       records.allocate(I * (intervals + 1) * record_size());
   }
   bool specialised() const { return live > 0 && K >= 1 && K <= 5; }
+
+  // Calls f with K as a Constant, where it is specialised.
+  template <class F>
+  void with_specialisation(F f) const {
+    switch (K) {
+      case 1: return f(Constant<1>{});
+      case 2: return f(Constant<2>{});
+      case 3: return f(Constant<3>{});
+      case 4: return f(Constant<4>{});
+      case 5: return f(Constant<5>{});
+    }
+  }
+
   int64_t table_size() const { return int64_t(degree + 1) * (K + 1) * slots; }
   int64_t record_size() const { return int64_t(degree + 1) * width; }
 
@@ -225,13 +238,7 @@ struct KnotTables {
 
   void tabulate(int64_t i) {
     if (!specialised() || table_of[i] != i) return;
-    switch (K) {
-      case 1: return tabulate<1>(i);
-      case 2: return tabulate<2>(i);
-      case 3: return tabulate<3>(i);
-      case 4: return tabulate<4>(i);
-      case 5: return tabulate<5>(i);
-    }
+    with_specialisation([&](auto degree) { tabulate<decltype(degree)::value>(i); });
   }
 
   // Knot m of a feature's; those beyond either end belong to bases that do not exist, and any increasing continuation serves.

@@ -102,10 +102,15 @@ void write_transposed(Storage storage, const C* source, int64_t source_stride, i
   });
 }
 
+// Element k of an array, without a branch per storage type.
+inline const void* element_of(const void* start, Storage storage, int64_t k) {
+  return static_cast<const char*>(start) + k * (storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2);
+}
+
 // The matrix (M, O) of feature i.
 inline Operand coef_of_feature(const Problem& p, int64_t i) {
   Operand matrix;
-  with_storage(p.storage, [&](auto tag) { matrix.data = static_cast<const decltype(tag)*>(p.coef.data) + i * p.coef.stride[0]; });
+  matrix.data = element_of(p.coef.data, p.storage, i * p.coef.stride[0]);
   matrix.stride[0] = p.coef.stride[1];
   matrix.stride[1] = p.coef.stride[2];
   return matrix;
@@ -123,10 +128,8 @@ bool coefficients_can_stay(const Problem& p, bool once_for_run) {
 }
 template <class C>
 CoefTile<C> coefficients_in_place(const Problem& p, int64_t i, int64_t first_output) {
-  const int64_t element = p.storage == Storage::float64 ? 8 : p.storage == Storage::float32 ? 4 : 2;
-  const auto at = [&](const Operand& operand) -> const void* {
-    const char* start = static_cast<const char*>(operand.data);
-    return start == nullptr ? nullptr : start + (i * operand.stride[0] + first_output) * element;
+  const auto at = [&](const Operand& operand) {
+    return operand.data == nullptr ? nullptr : element_of(operand.data, p.storage, i * operand.stride[0] + first_output);
   };
   return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler), p.storage};
 }

@@ -108,6 +108,12 @@ inline bool any_lane(Index<C> mask) {
 #endif
 }
 
+// Lanes that are infinite or NaN.
+template <class C>
+inline Index<C> non_finite(V<C> v) {
+  return (Index<C>)(v - v != V<C>{});
+}
+
 // table[index] per lane. ROW_VECTORS > 0: the table is that many vectors long, and the lookup permutes registers.
 template <class C, int ROW_VECTORS>
 inline V<C> lookup(const C* table, Index<C> index) {
@@ -402,10 +408,10 @@ inline void records_to_lanes(V<C>* v) {
       }
 }
 
-// A number for a template to take from an argument.
-template <int Value>
+// A value for a template to take from an argument.
+template <auto Value>
 struct Constant {
-  static constexpr int value = Value;
+  static constexpr auto value = Value;
 };
 
 // Calls f with a value of the C++ type that `storage` names.

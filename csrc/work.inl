@@ -8,7 +8,6 @@ constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors gro
 // small block on pages of their own.
 constexpr int block_stride(int64_t block) { return int(block <= 256 ? 256 : kLargestBlock) + 16; }
 
-
 constexpr int64_t kMostNarrowOutputs = 12;                  // up to which vectors run over rows instead of outputs
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
