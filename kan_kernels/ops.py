@@ -1,10 +1,13 @@
 """The operators' schemas, and who serves which device: the only file that knows several backends exist.
 
 The three operators, and two of them at once (the maths is in `reference.py`), live in `torch.ops.kan_kernels`. The reference
-serves every dispatch key for which there is nothing faster; the C++ extension, when it was built, serves the CPU.
+serves every dispatch key for which there is nothing faster; the C++ extension, when it was built, serves the CPU, and the
+Triton kernels, where triton is installed, serve CUDA (and ROCm, which has CUDA's name in torch).
 """
 
 import ctypes
+import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,8 +63,14 @@ def _register() -> None:
         torch.library.register_fake(f"kan_kernels::{name}", fake, lib=_library)
 
 
+# Under Triton's interpreter the kernels for the GPU compute on CPU tensors, in numpy: to be tested without one.
+_interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
     """The extension, and why there is none."""
+    if _interpreted:
+        return None, "not loaded, since TRITON_INTERPRET=1 leaves the CPU to Triton's interpreter"
     found = sorted(Path(__file__).parent.glob("_C*.so"))
     if not found:
         return None, "not built (installed with KAN_KERNELS_NO_CPP=1)"
@@ -73,9 +82,30 @@ def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
         return None, f"does not load: {error}"
 
 
+def _register_triton() -> str:
+    """Let the Triton kernels serve their devices; why they cannot. Triton itself is imported with the first call."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for name in _SCHEMAS:
+        _library.impl(name, functools.partial(_launch, name), "CUDA")
+        if _interpreted:
+            _library.impl(name, functools.partial(_interpret, name), "CPU")
+    return ""
+
+
+def _launch(name: str, *arguments: Any) -> Any:
+    from .gpu import launch
+
+    return getattr(launch, name)(*arguments)
+
+
+def _interpret(name: str, *arguments: Any) -> Any:
+    return _launch(name, *arguments) if _backend == "triton" else getattr(reference, name)(*arguments)
+
+
 _register()
 _cpp, cpp_missing = _load_cpp()
-triton_missing = "not part of this version"
+triton_missing = _register_triton()
 
 spline_forward = torch.ops.kan_kernels.spline_forward.default
 spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
@@ -112,7 +142,9 @@ def available_instruction_sets() -> tuple[str, ...]:
 
 def unavailable(backend: str) -> str:
     """Why a backend cannot be used here; empty when it can."""
-    return {"cpp": cpp_missing, "triton": triton_missing}.get(backend, "")
+    if backend == "triton":
+        return triton_missing or ("" if _interpreted or torch.cuda.is_available() else "no GPU")
+    return cpp_missing if backend == "cpp" else ""
 
 
 def _checked_backend(name: object, source: str) -> str:
@@ -148,6 +180,8 @@ def uses_reference(x: Tensor) -> bool:
     """Whether the reference was asked for. Raises ValueError when the backend asked for does not serve x's device."""
     if _backend == "cpp" and x.device.type != "cpu":
         raise ValueError(f"x: expected a tensor on the CPU for backend 'cpp', got one on {x.device}")
+    if _backend == "triton" and x.device.type != ("cpu" if _interpreted else "cuda"):
+        raise ValueError(f"x: expected a tensor on {'the CPU' if _interpreted else 'a GPU'} for backend 'triton', got {x.device}")
     return _backend == "reference"
 
 
@@ -158,4 +192,6 @@ def backend() -> str:
 
 def serves(device: str) -> str:
     """The backend that "auto" picks for a device type."""
+    if device == "cuda" and not triton_missing:
+        return "triton"
     return "cpp" if device == "cpu" and _cpp is not None else "reference"

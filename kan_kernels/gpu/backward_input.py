@@ -1,0 +1,120 @@
+"""sum over m, o of beta^(D)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: g times the weights of MC bases at once, then their derivatives."""
+
+import triton
+import triton.language as tl
+
+from .basis import activation, bases_tile, evaluate, unit
+from .product import power_of_two, split_dot
+from .tiles import all_uniform, load_tile
+
+
+@triton.jit(do_not_specialize=["N", "T", "M"])
+def backward_input_kernel(
+    x,  # (N, I)
+    x_stride_n,
+    x_stride_i,
+    g,  # (N, O)
+    g_stride_n,
+    g_stride_o,
+    packed,  # (M+1, I, O), from `pack_kernel`
+    packed_rest,  # as packed, for fp16x3
+    inverse_scale,  # (1,), for fp16x3
+    knots,  # (I, T), this and the next three from `knots_kernel`
+    step,  # (I,)
+    origin,  # (I,)
+    uniform,  # (I,)
+    result,  # out (N, I)
+    N,
+    I,
+    O,
+    T,
+    M,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BASE: tl.constexpr,  # "silu", "identity" or "none"
+    MODE: tl.constexpr,
+    WAY: tl.constexpr,  # of evaluation, see basis.py
+    GUARDED: tl.constexpr,  # whether to do nothing if the knots are for another way
+    BN: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+    MC: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    xs = (x, x_stride_n, x_stride_i)
+    gs = (g, g_stride_n, g_stride_o)
+    weights = (packed, packed_rest, inverse_scale)
+    tables = (knots, step, origin, step, T)
+    if not GUARDED:
+        _backward_input(xs, gs, weights, tables, result, N, I, O, M,
+                        K, D, DEPTH, BASE, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
+    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+        _backward_input(xs, gs, weights, tables, result, N, I, O, M,
+                        K, D, DEPTH, BASE, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
+
+
+@triton.jit
+def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
+                    K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, BASE: tl.constexpr, MODE: tl.constexpr,
+                    WAY: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, MC: tl.constexpr,
+                    STAGES: tl.constexpr):  # fmt: skip
+    compute = tables[1].dtype.element_ty
+    begin = tl.program_id(1) * BI
+    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    mask_n = n < N
+    i = begin + tl.arange(0, BI)
+    mask = mask_n[:, None] & (i < I)[None, :]
+    scale = tl.full((BN,), 1.0, tl.float32)
+    inverse = scale
+    if MODE == "fp16x3":
+        bound = tl.zeros((BN,), tl.float32)
+        for o0 in range(0, O, BO):
+            o = o0 + tl.arange(0, BO)
+            gradient = load_tile(gs, n, o, mask_n[:, None] & (o < O)[None, :])
+            bound = tl.maximum(bound, tl.max(tl.abs(gradient.to(tl.float32)), axis=1))
+        scale, inverse = power_of_two(bound)
+    total = tl.zeros((BN, BI), compute)
+    if D <= K:
+        column = tl.arange(0, MC * BI)
+        feature = begin + column // MC
+        valid = tl.minimum(i, I - 1)
+        for m0 in range(0, M, MC):
+            m = (m0 + column % MC).to(tl.int64)
+            mask_row = (m < M) & (feature < I)
+            along = _product(gs, weights, n, mask_n, scale, m * I + feature, mask_row, O, MODE, BN, MC * BI, BO, STAGES)
+            # Evaluated now, and again for other bases, since it would not have stayed in registers.
+            x = load_tile(xs, n, i, mask).to(compute)
+            bases = bases_tile(evaluate(x, valid, tables, K, D, DEPTH, WAY), m0, M, K, D, WAY, MC)
+            total += tl.sum(tl.reshape(bases * along, (BN, BI, MC)), axis=2)
+        total = total * unit(total, valid, tables, D, WAY)
+    if BASE != "none":
+        row = M.to(tl.int64) * I + i
+        along = _product(gs, weights, n, mask_n, scale, row, i < I, O, MODE, BN, BI, BO, STAGES)
+        total += along * activation(load_tile(xs, n, i, mask).to(compute), D, BASE)
+    if MODE == "fp16x3":
+        total = total * inverse[:, None] * tl.load(weights[2])
+    tl.store(result + n[:, None] * I + i[None, :], total.to(result.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _product(gs, weights, n, mask_n, scale, row, mask_row, O,
+             MODE: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, BO: tl.constexpr,
+             STAGES: tl.constexpr):  # fmt: skip
+    """(BN, WIDTH): g times the weights' rows (of O), scaled by `scale` and by the weights' scale."""
+    compute = gs[0].dtype.element_ty if MODE == "fp64" else tl.float32
+    acc = tl.zeros((BN, WIDTH), compute)
+    for o0 in tl.range(0, O, BO, num_stages=STAGES):
+        o = o0 + tl.arange(0, BO)
+        gradient = load_tile(gs, n, o, mask_n[:, None] & (o < O)[None, :]).to(compute)
+        at = row[None, :] * O + o[:, None]
+        mask = mask_row[None, :] & (o < O)[:, None]
+        b = tl.load(weights[0] + at, mask=mask, other=0.0)
+        if MODE == "fp16x3":
+            b_rest = tl.load(weights[1] + at, mask=mask, other=0.0)
+            # Tensor cores truncate their sums: what a tile adds is rounded outside of them.
+            tile = tl.zeros((BN, WIDTH), compute)
+            acc += split_dot(gradient * scale[:, None], b, b_rest, tile, MODE)
+        else:
+            acc = split_dot(gradient, b, b, acc, MODE)
+    return acc

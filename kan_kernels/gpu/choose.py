@@ -1,0 +1,130 @@
+"""Which kernel with which tiles for which problem: plain functions of the shapes, so that the same problem gives the same bits.
+
+Sizes are N rows, I in_features, O out_features, M bases of a feature.
+"""
+
+from dataclasses import dataclass
+
+WANTED_PROGRAMS = 264  # two for each of an H100's multiprocessors; not asked of the device, since sums are split by it
+SCRATCH_BYTES = 64 << 20
+WIDE_SCRATCH_BYTES = 256 << 20
+WIDE_OUTPUTS = 1024
+UNROLLED_BASES = 16  # beyond, a forward's code would get long
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The sizes of a program's tiles; MC bases times BI features are the columns of one."""
+
+    BN: int
+    BO: int
+    BI: int
+    MC: int
+    STAGES: int  # loads in flight; 1 where pipelining gathers or many products would take more registers than there are
+    num_warps: int
+
+    def options(self) -> dict[str, int]:
+        return vars(self).copy()
+
+
+def regime(operator: str, mode: str, N: int, I: int, O: int, K: int, M: int) -> str:
+    """The way of computing an operator:
+
+    "wide": bases in memory and the vendor's product; on paper this wins from 700 to 1100 outputs on. Not for the accuracy of
+        float32, since the vendor's products of half types sum too coarsely for it.
+    "tiny": `spline_backward` in one pass over x and g, when weights and gradients fit one program.
+    "fused": everything else.
+    """
+    if O >= WIDE_OUTPUTS and I >= 64 and N >= 1024 and mode in ("tf32", "bf16", "fp16"):
+        return "wide"
+    if operator == "spline_backward" and I <= 8 and M <= 8 and O <= 64 and K >= 1 and mode != "fp64":
+        return "tiny"
+    return "fused"
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(least: int, low: int, high: int) -> int:
+    """The smallest power of two of at least `least`, within low ... high."""
+    return min(high, max(low, 1 << (least - 1).bit_length()))
+
+
+def forward_unrolled(I: int, M: int) -> int:
+    """How many bases to unroll, a product each: 0 to take several of them as the columns of one tile."""
+    return M if I >= 16 and M <= UNROLLED_BASES else 0
+
+
+def forward_features(I: int, M: int) -> int:
+    """BI, the same for every mode and way: the sum over features is split by blocks of it."""
+    return 16 if forward_unrolled(I, M) else 8 if I > 2 else 2
+
+
+def forward_bases(I: int, M: int) -> int:
+    """MC."""
+    return 1 if forward_unrolled(I, M) else 8
+
+
+def forward_tiles(mode: str, way: str, I: int, O: int, M: int) -> Tiles:
+    adaptive, unrolled = way == "adaptive", forward_unrolled(I, M) > 0
+    BO = 32 if O <= 32 else 128 if unrolled and mode != "fp64" else 64
+    BN = 32 if mode == "fp64" else 64 if mode == "fp16x3" or adaptive or not unrolled else 128
+    stages = 1 if adaptive or (mode == "fp16x3" and not unrolled) else 2
+    return Tiles(BN, BO, forward_features(I, M), forward_bases(I, M), stages, 8 if BN * BO >= 64 * 64 else 4)
+
+
+def forward_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int]:
+    """Into how many parts to split the sum over features, and the blocks of BI in each."""
+    blocks = ceil_div(I, forward_features(I, M))
+    programs = ceil_div(N, 64) * ceil_div(O, 128)
+    of_program = ceil_div(blocks, splits(programs, blocks))
+    return ceil_div(blocks, of_program), of_program
+
+
+def backward_input_tiles(mode: str, way: str) -> Tiles:
+    BN, MC = {"fp64": (32, 4), "fp16x3": (64, 8)}.get(mode, (128, 8))
+    return Tiles(BN, 32, 16, MC, 2, 4 if mode == "fp64" else 8)
+
+
+def backward_coef_tiles(mode: str, way: str, O: int) -> Tiles:
+    widest = {"fp64": 32, "fp16x3": 64}.get(mode, 128)
+    BO = 32 if O <= 32 else widest
+    return Tiles(32, BO, 16, 4 if mode == "fp64" else 8, 1 if way == "adaptive" else 2, 8 if BO >= 64 else 4)
+
+
+def tiny_tiles(mode: str, way: str, I: int, O: int) -> Tiles:
+    return Tiles(32, 32 if O <= 32 else 64, 2 if I <= 2 else 8, 8, 1, 4)
+
+
+def tiny_split(N: int) -> tuple[int, int]:
+    """Parts of the sum over rows, and rows of a part."""
+    blocks = ceil_div(N, 32)
+    of_part = ceil_div(blocks, min(WANTED_PROGRAMS, max(1, blocks // 4)))
+    return ceil_div(blocks, of_part), of_part * 32
+
+
+def bases_tiles(way: str) -> Tiles:
+    """Of the kernels that read or write bases in memory."""
+    return Tiles(32, 0, 16, 8, 1, 4)
+
+
+def wide_rows(N: int, row_bytes: int) -> int:
+    """Rows of a part of the bases that fits the scratch."""
+    return min(N, max(128, WIDE_SCRATCH_BYTES // row_bytes // 128 * 128))
+
+
+def backward_coef_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int, int]:
+    """Features of a launch, parts of the sum over rows, and rows of a part: so that the partial sums fit the scratch."""
+    feature_bytes = (M + 1) * O * (8 if mode == "fp64" else 4)
+    features = max(1, min(I, SCRATCH_BYTES // feature_bytes))
+    programs = ceil_div(features, 16) * ceil_div(M, 8) * ceil_div(O, 128)
+    blocks = ceil_div(N, 32)
+    fit = max(1, SCRATCH_BYTES // (feature_bytes * features))
+    of_part = ceil_div(blocks, min(splits(programs, blocks), fit))
+    return features, ceil_div(blocks, of_part), of_part * 32
+
+
+def splits(programs: int, blocks: int) -> int:
+    """Into how many parts to split a sum over `blocks` blocks, four or more in each, when there are few programs."""
+    return max(1, min(ceil_div(WANTED_PROGRAMS, programs), blocks // 4))

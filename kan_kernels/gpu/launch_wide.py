@@ -1,0 +1,100 @@
+"""The operators for many outputs, see `wide.py`: bases in parts that fit the scratch, each followed by a matrix product."""
+
+import torch
+from torch import Tensor
+
+from .choose import bases_tiles, ceil_div, wide_rows
+from .prepare import OPERANDS, OPTIONS, Gradients, Knots, base_name, search_depth, ways_of
+from .wide import bases_kernel, contract_kernel
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of operands, in float32."""
+    if a.dtype is torch.float32:
+        return torch.mm(a, b)
+    if a.device.type == "cpu":
+        return torch.mm(a.float(), b.float())  # under Triton's interpreter
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _bases(
+    x: Tensor, w: Tensor | None, tables: Knots, K: int, M: int, base: str, D: int, mode: str, first: int, features: int
+) -> tuple[Tensor, Tensor]:
+    """(N, features * M) and (N, features): the bases and the base activation of some features, as operands."""
+    (N, I), T = x.shape, tables.knots.shape[1]
+    bases = x.new_empty(N, features * M, dtype=OPERANDS[mode])
+    values = bases.new_empty(N, features if base != "none" else 0)
+    weight = x if w is None else w
+    for way, guarded in ways_of(mode, K, D):
+        tiles = bases_tiles(way)
+        bases_kernel[(ceil_div(N, tiles.BN), ceil_div(features, tiles.BI))](
+            x, *x.stride(), weight, *weight.stride(), tables.knots, tables.step, tables.origin, tables.uniform, bases, values,
+            N, I, T, M, first, features, K=K, D=D, DEPTH=search_depth(T), WEIGHTED=w is not None, BASE=base, MODE=mode,
+            WAY=way, GUARDED=guarded, BN=tiles.BN, BI=tiles.BI, MC=tiles.MC, num_warps=tiles.num_warps, **OPTIONS,
+        )  # fmt: skip
+    return bases, values
+
+
+def forward(
+    x: Tensor, w: Tensor | None, coef: Tensor, tables: Knots, base_weight: Tensor | None, activation: str,
+    K: int, D: int, mode: str,
+) -> Tensor:  # fmt: skip
+    (N, I), (_, M, O), operand = x.shape, coef.shape, OPERANDS[mode]
+    y = x.new_empty(N, O)
+    matrix = coef.to(operand).reshape(I * M, O)
+    rows = wide_rows(N, I * (M + 1) * operand.itemsize + 2 * O * 4)
+    for n in range(0, N, rows):
+        part = slice(n, min(n + rows, N))
+        some_w = None if w is None else w[part]
+        bases, values = _bases(x[part], some_w, tables, K, M, base_name(base_weight, activation), D, mode, 0, I)
+        total = _product(bases, matrix) if D <= K else 0.0
+        if base_weight is not None:
+            total = total + _product(values, base_weight.to(operand))
+        y[part] = total
+    return y
+
+
+def backward_input(
+    x: Tensor, g: Tensor, coef: Tensor, tables: Knots, base_weight: Tensor | None, activation: str, K: int, D: int, mode: str
+) -> Tensor:
+    (N, I), (_, M, O), T, operand = x.shape, coef.shape, tables.knots.shape[1], OPERANDS[mode]
+    result = x.new_empty(N, I)
+    matrix = coef.to(operand).reshape(I * M, O).t()
+    rows = wide_rows(N, I * (M + 1) * 4 + O * operand.itemsize)
+    for n in range(0, N, rows):
+        part = slice(n, min(n + rows, N))
+        xs, gs, some = x[part], g[part].to(operand), result[part]
+        along = _product(gs, matrix) if D <= K else some
+        along_base = some if base_weight is None else _product(gs, base_weight.to(operand).t())
+        for way, guarded in ways_of(mode, K, D):
+            tiles = bases_tiles(way)
+            contract_kernel[(ceil_div(len(xs), tiles.BN), ceil_div(I, tiles.BI))](
+                xs, *xs.stride(), tables.knots, tables.step, tables.origin, tables.uniform, along, along_base, some,
+                len(xs), I, T, M, K=K, D=D, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
+                WAY=way, GUARDED=guarded, BN=tiles.BN, BI=tiles.BI, MC=tiles.MC, num_warps=tiles.num_warps, **OPTIONS,
+            )  # fmt: skip
+    return result
+
+
+def backward_coef(
+    x: Tensor, w: Tensor | None, g: Tensor, tables: Knots, gradients: Gradients, K: int, M: int, activation: str,
+    D: int, mode: str,
+) -> None:  # fmt: skip
+    """All rows of some features at a time: their gradients are whole after one product."""
+    (N, I), O, operand = x.shape, g.shape[1], OPERANDS[mode]
+    need_coef, need_scaler, need_base = gradients.needs
+    coef_gradient, scaler_gradient, base_gradient = gradients.tensors
+    base = activation if need_base else "none"
+    operands = g.to(operand)
+    features = wide_rows(I, N * (M + 1) * operand.itemsize + 2 * M * O * 4)
+    for i in range(0, I, features):
+        part = slice(i, min(i + features, I))
+        bases, values = _bases(x, w, tables, K, M, base, D, mode, i, part.stop - i)
+        if need_coef or need_scaler:
+            gradient = _product(bases.t(), operands).view(-1, M, O) if D <= K else x.new_zeros(part.stop - i, M, O)
+            if need_scaler:
+                scaler_gradient[part] = (gradient * gradients.coef[part]).sum(1)
+            if need_coef:
+                coef_gradient[part] = gradient * gradients.scaler[part].unsqueeze(1) if gradients.scaled else gradient
+        if need_base:
+            base_gradient[part] = _product(values.t(), operands)

@@ -1,0 +1,146 @@
+"""What every launch needs: the products' precision, the ways of evaluation, tables of the knots, packed weights."""
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import weights
+from .choose import ceil_div, power_of_two
+
+OPERANDS = {
+    "fp16x3": torch.float16,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+    "tf32x3": torch.float32,
+    "ieee": torch.float32,
+}
+# How far knots may be from equidistant, in their distance, to be taken for it: what the operands' rounding hides.
+_TOLERANCE = {"fp16x3": 2.0**-21, "tf32": 2.0**-13, "bf16": 2.0**-9, "fp16": 2.0**-12, "fp64": 0.0}
+_TOLERANCE |= {"tf32x3": _TOLERANCE["fp16x3"], "ieee": _TOLERANCE["fp16x3"]}
+OPTIONS = {} if os.environ.get("TRITON_INTERPRET", "0") == "1" else {"enable_fp_fusion": True}
+
+
+def mode_of(dtype: torch.dtype) -> str:
+    """The products' precision: for float32 what torch's settings ask of matrix products on this device."""
+    if dtype is torch.float32:
+        if torch.backends.cuda.matmul.fp32_precision == "tf32":
+            return "bf16" if torch.get_float32_matmul_precision() == "medium" else "tf32"
+        return "fp16x3"
+    return {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def ways_of(mode: str, K: int, D: int) -> list[tuple[str, bool]]:
+    """The ways to evaluate the bases (see `basis.py`), and whether a launch of that way has to look at the knots first.
+
+    Only the device knows whether the knots are equidistant: where that makes a difference both ways are launched, and all
+    programs of one return at once.
+    """
+    accurate = mode in ("fp16x3", "tf32x3", "ieee")
+    if D > K or K > 5 or mode == "fp64" or (accurate and D > 1):
+        return [("adaptive", False)]
+    return [("uniform" if accurate or D == K else "direct", True), ("adaptive", True)]
+
+
+def exact_mode() -> str:
+    """Products of float32 tiles with nothing to prepare: Triton's own, which AMD's float32 units need not split."""
+    return "tf32x3" if torch.version.hip is None else "ieee"
+
+
+class Knots(NamedTuple):
+    """The outputs of `knots_kernel`."""
+
+    knots: Tensor
+    step: Tensor
+    origin: Tensor
+    steepness: Tensor
+    uniform: Tensor
+
+
+def prepare_knots(x: Tensor, grid: Tensor, K: int, D: int, mode: str) -> Knots:
+    grid = grid.to(x.dtype)  # as in the reference, where it is wider
+    I, T = grid.shape
+    compute = torch.float64 if mode == "fp64" else torch.float32
+    knots = grid.new_empty(I, T, dtype=compute)
+    step, origin, steepness = knots.new_empty(3, I).unbind()
+    uniform = knots.new_empty(I, dtype=torch.int32)
+    BT = power_of_two(T, 16, 128)
+    weights.knots_kernel[(ceil_div(I, 16),)](
+        grid, knots, step, origin, steepness, uniform, *grid.stride(), I, T, K, D, _TOLERANCE[mode],
+        BI=16, BT=BT, num_warps=4, **OPTIONS,
+    )  # fmt: skip
+    return Knots(knots, step, origin, steepness, uniform)
+
+
+class Packed(NamedTuple):
+    """The outputs of `pack_kernel`."""
+
+    packed: Tensor
+    packed_rest: Tensor
+    inverse_scale: Tensor
+
+
+class Layout(NamedTuple):
+    """Where `pack_kernel` puts the weights: slices 0 ... are the bases, padded with zeros, then the base."""
+
+    slices: int
+    strides: tuple[int, int, int]  # of i, m, o
+    base_strides: tuple[int, int]  # of i, o
+
+
+def pack(coef: Tensor, scaler: Tensor | None, base: Tensor | None, mode: str, layout: Layout) -> Packed:
+    I, M, O = coef.shape
+    packed = coef.new_empty((layout.slices + 1) * I * O, dtype=OPERANDS[mode])
+    packed_rest = torch.empty_like(packed) if mode == "fp16x3" else packed
+    BR, BO = 2048 // power_of_two(O, 16, 128), power_of_two(O, 16, 128)
+    programs = power_of_two(ceil_div(I * (M + 1), BR), 1, 256)
+    largest, inverse_scale = coef.new_empty(programs + 1, dtype=torch.float32).split([programs, 1])
+    some_scaler = coef[:, 0] if scaler is None else scaler
+    some_base = coef[:, 0] if base is None else base
+    strides = (*coef.stride(), *some_scaler.stride(), *some_base.stride())
+    has = {"SCALED": scaler is not None, "HAS_BASE": base is not None}
+    if mode == "fp16x3":
+        weights.largest_kernel[(programs,)](
+            coef, some_scaler, some_base, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS
+        )
+    weights.pack_kernel[(ceil_div(I, 32) * ceil_div(O, 32), layout.slices + 1)](
+        coef, some_scaler, some_base, largest, packed, packed_rest, inverse_scale, *strides,
+        *layout.strides, layout.slices * I * O, *layout.base_strides, I, M, O,
+        TRANSPOSED=layout.base_strides[0] == 1, MODE=mode, PROGRAMS=programs, BI=32, BO=32, num_warps=4, **has, **OPTIONS,
+    )  # fmt: skip
+    return Packed(packed, packed_rest, inverse_scale)
+
+
+def search_depth(T: int) -> int:
+    """Steps of a binary search among T knots."""
+    return T.bit_length()
+
+
+def base_name(base_weight: Tensor | None, activation: str) -> str:
+    return "none" if base_weight is None else activation
+
+
+class Gradients:
+    """The gradients of coef, scaler and base_weight as the caller wants them, from sums over the rows in parts."""
+
+    def __init__(self, x: Tensor, coef: Tensor | None, scaler: Tensor | None, shape: tuple[int, int, int], needs) -> None:
+        I, M, O = shape
+        self.coef = x.new_empty(1, 1, 1) if coef is None else coef
+        self.scaler = self.coef[:, 0] if scaler is None else scaler
+        self.M, self.O, self.needs, self.scaled = M, O, needs, scaler is not None
+        shapes = (I, M, O), (I, O), (I, O)
+        self.tensors = tuple(x.new_empty(size if need else (0,)) for need, size in zip(needs, shapes, strict=True))
+
+    def finish(self, partial: Tensor, first: int) -> None:
+        """Write the gradients of the features from `first` on: partial (S, M+1, features, O)."""
+        summed = partial[0] if partial.shape[0] == 1 else partial.sum(0)
+        features, BO = partial.shape[2], power_of_two(self.O, 16, 256)
+        need_coef, need_scaler, need_base = self.needs
+        weights.finish_kernel[(features * ceil_div(self.O, BO),)](
+            summed, self.coef, self.scaler, *self.tensors, *self.coef.stride(), *self.scaler.stride(),
+            first, features, self.M, self.O, SCALED=self.scaled,
+            NEED_COEF=need_coef, NEED_SCALER=need_scaler, NEED_BASE=need_base, BO=BO, num_warps=4, **OPTIONS,
+        )  # fmt: skip
