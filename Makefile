@@ -7,14 +7,29 @@ ARGS ?=
 
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 EXTENSION := $(VENV)/built
+TRITON_36 := $(VENV)/triton-3.6
+INTERPRET := OMP_NUM_THREADS=1 TRITON_INTERPRET=1
 
-.PHONY: demo test test-asan lint bench clean
+.PHONY: demo test test-gpu-code test-asan lint bench gpu clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(EXTENSION)
+test: $(EXTENSION) test-gpu-code
 	$(BIN)/python -m pytest tests $(ARGS)
+
+# The kernels for GPUs without one: computed by Triton's interpreter, and compiled for every architecture; of the oldest Triton
+# that is supported a part.
+test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
+	$(INTERPRET) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2
+	$(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
+	$(INTERPRET) PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2 -k "gradients or nan or wide"
+	PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2 -k "sm_90"
+
+# On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
+gpu:
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py -n 8 $(ARGS)
+	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
 test-asan: $(EXTENSION)
@@ -47,6 +62,10 @@ $(VENV)/installed: pyproject.toml
 
 $(EXTENSION): $(VENV)/installed $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(TRITON_36)/installed: $(VENV)/installed
+	$(BIN)/pip install -q --no-deps --target $(TRITON_36) triton==3.6.0 numpy==2.3.5
 	touch $@
 
 clean:

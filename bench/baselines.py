@@ -1,4 +1,4 @@
-"""What a KAN layer is timed against: for a case, callables that compute its forward and one training step, float32.
+"""What a KAN layer is timed against: for a case, callables that compute its forward and one training step.
 
 A training step is the forward and, given dloss/dy = g, the gradients of x and of all parameters; no optimizer.
 """
@@ -108,15 +108,16 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     return Layer(name, lambda: layer(x)[0], [x, *(getattr(layer, key) for key in trained)], t.g)
 
 
-def _linear_operands(case: Case) -> tuple[Tensor, Tensor]:
+def _linear_operands(case: Case, t: Tensors) -> tuple[Tensor, Tensor]:
     """x and weight of the linear layer with as many parameters."""
     features = case.I * (case.M + 1)
-    return torch.randn(case.N, features), torch.randn(case.O, features)
+    like = {"device": t.x.device, "dtype": t.x.dtype}
+    return torch.randn(case.N, features, **like), torch.randn(case.O, features, **like)
 
 
 def linear(name: str, case: Case, t: Tensors) -> Layer:
-    x, weight = _linear_operands(case)
-    layer = torch.nn.Linear(x.shape[1], case.O, bias=False)
+    x, weight = _linear_operands(case, t)
+    layer = torch.nn.Linear(x.shape[1], case.O, bias=False, device=x.device, dtype=x.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight)
     x.requires_grad_()
@@ -124,7 +125,7 @@ def linear(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def torch_products(name: str, case: Case, t: Tensors) -> Products:
-    (x, weight), g = _linear_operands(case), t.g
+    (x, weight), g = _linear_operands(case, t), t.g
     return Products(name, [lambda: F.linear(x, weight), lambda: g @ weight, lambda: g.t() @ x])
 
 
@@ -132,7 +133,7 @@ def onednn_products(name: str, case: Case, t: Tensors) -> Products:
     """oneDNN's product is a @ b.T: operands it needs transposed are transposed here, outside of the timing."""
     if not torch.backends.mkldnn.is_available():
         raise Unavailable("torch was built without oneDNN")
-    (x, weight), g = _linear_operands(case), t.g
+    (x, weight), g = _linear_operands(case, t), t.g
     x_t, weight_t, g_t = (operand.t().contiguous() for operand in (x, weight, g))
 
     def product(a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ REFERENCE_BASES = 8_000_000  # N I M, up to which the float64 reference is quick
 ROWS = 256  # of a case beyond that
 
 
-def check(name: str, case: Case) -> None:
+def check(name: str, case: Case, device: str = "cpu") -> None:
     """Exit unless kan_kernels' float32 forward and gradients are as good as the reference's.
 
     The twice-rule: the error against the float64 reference is at most twice the float32 reference's error, plus rounding of
@@ -22,6 +22,7 @@ def check(name: str, case: Case) -> None:
     t = make(case, torch.float32)
     if case.N * case.I * case.M > REFERENCE_BASES:
         t.x, t.g = t.x[:ROWS], t.g[:ROWS]
+    t = t.on(device)
     ours = _results(kk.kan_linear, t)
     same_dtype = _results(reference.kan_linear, t)
     exact = _results(reference.kan_linear, t.to(torch.float64))

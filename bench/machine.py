@@ -18,6 +18,7 @@ def describe() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instruction_set": info.instruction_set,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **info.versions,
         "date": date.today().isoformat(),
     }

@@ -5,13 +5,19 @@ there as they would be written.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import LAYER_KEY, Record, newest, read
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from cases import GPU_BENCH_CASES
+from records import LAYER_KEY, RESULTS, Record, newest, read
+from roofline import H200, PRECISIONS, least_milliseconds
 
 ROOT = Path(__file__).parent.parent
+
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
 # Heading -> the providers of whom the fastest counts.
 RIVALS = {
@@ -21,6 +27,16 @@ RIVALS = {
     "nn.Linear": ("nn.Linear",),
     "best GEMMs": GEMMS,
 }
+
+
+def footnote(records: list[Record]) -> str:
+    last = records[-1]
+    machine = last["machine"]
+    return (
+        f"float32, {last['threads']} thread{'s' * (last['threads'] > 1)} on {machine['cpu']} ({machine['cores']} cores,"
+        f" {machine['instruction_set'] or 'no C++'} kernels), kan_kernels {machine['kan_kernels']}, torch {machine['torch']},"
+        f" Python {machine['python']}, {machine['date']}. Reproduce: `make bench`."
+    )
 
 
 @dataclass(frozen=True)
@@ -33,11 +49,16 @@ class Block:
     key: tuple[str, ...]  # what tells its measurements apart
     rows: Callable[[list[Record]], list[list[str]]]
 
+    footnote: Callable[[list[Record]], str] = footnote
+
     def markdown(self) -> str:
-        records = read(newest(self.results), self.key)
+        records = self.records()
         headings, *rows = self.rows(records)
         lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
-        return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", footnote(records)])
+        return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", self.footnote(records)])
+
+    def records(self) -> list[Record]:
+        return read(newest(self.results), self.key)
 
     def put_into(self, text: str) -> str:
         begin, end = f"<!-- {self.name}:begin -->", f"<!-- {self.name}:end -->"
@@ -46,16 +67,6 @@ class Block:
         if not (found_begin and found_end):
             raise SystemExit(f"{self.document.name}: no {begin} ... {end} to put the table between")
         return f"{head}{begin}\n{self.markdown()}\n{end}{tail}"
-
-
-def footnote(records: list[Record]) -> str:
-    last = records[-1]
-    machine = last["machine"]
-    return (
-        f"float32, {last['threads']} thread{'s' * (last['threads'] > 1)} on {machine['cpu']} ({machine['cores']} cores,"
-        f" {machine['instruction_set'] or 'no C++'} kernels), kan_kernels {machine['kan_kernels']}, torch {machine['torch']},"
-        f" Python {machine['python']}, {machine['date']}. Reproduce: `make bench`."
-    )
 
 
 def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
@@ -127,6 +138,54 @@ def stages(records: list[Record]) -> list[list[str]]:
     return [[f"ms (share of the {peak:.0f} GFLOP/s peak)", *shapes], *rows]
 
 
+@dataclass(frozen=True)
+class GpuBlock(Block):
+    """A table that stands there, with its predictions, before anything was measured."""
+
+    def records(self) -> list[Record]:
+        return read(newest(self.results), self.key) if any(RESULTS.glob(f"*-{self.results}.jsonl")) else []
+
+
+def gpu(records: list[Record]) -> list[list[str]]:
+    """A row per case and precision: what a roofline allows, and what was measured."""
+    found = {(r["case"], r["precision"], r["mode"], r["provider"]): r for r in records}
+    rivals = ("reference", "reference + torch.compile", "nn.Linear")
+    headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "forward, ms", "of the GEMM alone", "step: limit, ms"]
+    table = [[*headings, "step, ms", *(f"vs {rival}" for rival in rivals), "peak MB"]]
+    for name, case in GPU_BENCH_CASES.items():
+        for precision in PRECISIONS:
+
+            def milliseconds(mode: str, provider: str, key=(name, precision)) -> float | None:
+                record = found.get((*key, mode, provider))
+                return None if record is None else record["median_ms"]
+
+            def ratio(mode: str, rival: str, milliseconds=milliseconds) -> str:
+                ours, theirs = milliseconds(mode, "kan_kernels"), milliseconds(mode, rival)
+                return "-" if ours is None or theirs is None else f"{theirs / ours:.2f}x"
+
+            def shown(mode: str, milliseconds=milliseconds) -> str:
+                ours = milliseconds(mode, "kan_kernels")
+                return "-" if ours is None else f"{ours:.3g}"
+
+            cells = [f"{name} ({case.I}→{case.O}, {case.N}, {case.G})", precision]
+            cells += [f"{least_milliseconds(case, precision, 'forward'):.3g}", shown("forward"), ratio("forward", GEMMS[0])]
+            cells += [f"{least_milliseconds(case, precision, 'step'):.3g}", shown("step")]
+            cells += [ratio("step", rival) for rival in rivals]
+            table.append([*cells, megabytes(found.get((name, precision, "step", "kan_kernels")) or {"peak_mb": None})])
+    return table
+
+
+def gpu_footnote(records: list[Record]) -> str:
+    limit = f"Limits: `bench/roofline.py`'s for an {H200.name}."
+    if not records:
+        return f"Not measured on a GPU yet. {limit} Reproduce: `make gpu`."
+    machine = records[-1]["machine"]
+    return (
+        f"float32 on {machine['gpu']}, kan_kernels {machine['kan_kernels']}, torch {machine['torch']}, {machine['date']}."
+        f" {limit} Reproduce: `make gpu`."
+    )
+
+
 def shape_of(record: Record) -> str:
     return "{N}, {I}→{O}, G={G}".format(**record["case"])
 
@@ -137,6 +196,7 @@ BLOCKS = (
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
     Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
+    GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )
 
 

@@ -181,7 +181,8 @@ def uses_reference(x: Tensor) -> bool:
     if _backend == "cpp" and x.device.type != "cpu":
         raise ValueError(f"x: expected a tensor on the CPU for backend 'cpp', got one on {x.device}")
     if _backend == "triton" and x.device.type != ("cpu" if _interpreted else "cuda"):
-        raise ValueError(f"x: expected a tensor on {'the CPU' if _interpreted else 'a GPU'} for backend 'triton', got {x.device}")
+        where = "the CPU" if _interpreted else "a GPU"
+        raise ValueError(f"x: expected a tensor on {where} for backend 'triton', got one on {x.device}")
     return _backend == "reference"
 
 

@@ -54,6 +54,9 @@ class Tensors:
     def to(self, dtype: torch.dtype) -> "Tensors":
         return Tensors(**{k: None if t is None else t.to(dtype) for k, t in vars(self).items()})
 
+    def on(self, device: str) -> "Tensors":
+        return Tensors(**{k: None if t is None else t.to(device) for k, t in vars(self).items()})
+
 
 def make_grid(case: Case, generator: torch.Generator) -> Tensor:
     """(I, G+2K+1) in float64, over [-1, 1]."""
@@ -176,4 +179,15 @@ BENCH_CASES = {
     "adaptive": Case(4096, 64, 64, knots="adaptive", points="inside"),
     "adaptive-100": Case(2048, 64, 64, G=100, knots="adaptive", points="inside"),
     "tiny": Case(64, 2, 5, points="inside"),
+}
+
+# The shapes of the tables for GPUs.
+GPU_BENCH_CASES = {
+    "64": Case(65536, 64, 64, points="inside"),
+    "256": Case(65536, 256, 256, points="inside"),
+    "1024": Case(16384, 1024, 1024, points="inside"),
+    "4096": Case(4096, 4096, 4096, points="inside"),
+    "256, fine": Case(65536, 256, 256, G=20, points="inside"),
+    "narrow": Case(1_000_000, 8, 32, points="inside"),
+    "small batch": Case(256, 784, 64, points="inside"),
 }

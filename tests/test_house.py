@@ -14,6 +14,7 @@ FLOORS = {
     "fallbacks": 0,
     "checks": 1,
     "grid": 1,
+    "gpu": 1,
     "ops": 2,
     "batching": 2,
     "autograd": 3,
@@ -23,13 +24,30 @@ FLOORS = {
     "__init__": 6,
     "info": 6,
 }
+# The same for the files of the subpackage gpu, which itself looks only down.
+GPU_FLOORS = {
+    "__init__": 0,
+    "basis": 0,
+    "product": 0,
+    "tiles": 0,
+    "choose": 0,
+    "weights": 1,
+    "forward": 1,
+    "backward_input": 1,
+    "backward_coef": 1,
+    "tiny": 1,
+    "wide": 1,
+    "prepare": 2,
+    "launch_wide": 3,
+    "launch": 4,
+}
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Modules of this package that a file imports, outside of functions' late imports."""
+def imported_modules(file: Path, level: int = 1) -> set[str]:
+    """What a file imports from its package (level 1) or from the one above (2), outside of functions' late imports."""
     names = set()
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("kan_kernels"):
             raise AssertionError(f"{file.name}: import relatively, not from {node.module}")
@@ -37,13 +55,20 @@ def imported_modules(file: Path) -> set[str]:
 
 
 def test_every_file_has_a_floor():
-    assert {file.stem for file in PACKAGE.glob("*.py")} == set(FLOORS)
+    packages = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
+    assert {file.stem for file in PACKAGE.glob("*.py")} | packages == set(FLOORS)
+    assert {file.stem for file in (PACKAGE / "gpu").glob("*.py")} == set(GPU_FLOORS)
 
 
 def test_floors_only_look_down():
     for file in PACKAGE.glob("*.py"):
         for name in imported_modules(file):
             assert FLOORS[name] < FLOORS[file.stem], f"{file.name} (floor {FLOORS[file.stem]}) imports {name}"
+    for file in (PACKAGE / "gpu").glob("*.py"):
+        for name in imported_modules(file):
+            assert GPU_FLOORS[name] < GPU_FLOORS[file.stem], f"gpu/{file.name} (floor {GPU_FLOORS[file.stem]}) imports {name}"
+        for name in imported_modules(file, level=2):
+            assert FLOORS[name] < FLOORS["gpu"], f"gpu/{file.name} imports {name}"
 
 
 def test_kernels_never_see_torch():

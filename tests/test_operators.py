@@ -63,12 +63,14 @@ class AbsoluteReference:
         return operator
 
 
-def compare(operator, case: Case, dtype: torch.dtype, order: int) -> None:
+def compare(operator, case: Case, dtype: torch.dtype, order: int, module=ops, trials: int | None = None) -> None:
+    """The operator of `module` on random problems of the case: the twice-rule."""
+
     def compute(reference_dtype, seed):
         t = make(case, dtype, seed)
         # The float64 kernel's problem, rounded, is the float32 reference's: each is compared with its own exact answer.
         same = make(case, reference_dtype, seed)
-        values = operator(ops, t, case, order)
+        values = operator(module, t, case, order)
         exact = operator(reference, t.to(torch.float64), case, order)
         reference_values = operator(reference, same, case, order)
         reference_exact = operator(reference, same.to(torch.float64), case, order)
@@ -78,7 +80,8 @@ def compare(operator, case: Case, dtype: torch.dtype, order: int) -> None:
         ):
             yield value, truth + (other.double() - other_truth), truth, scale
 
-    trials = max(3, min(40, 400 // max(1, case.N * case.O)))  # one draw of the reference can be lucky
+    if trials is None:
+        trials = max(3, min(40, 400 // max(1, case.N * case.O)))  # one draw of the reference can be lucky
     assert_twice_rule(compute, dtype, trials, f"{operator.__name__}, order {order}")
 
 

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit, weighted
-from .product import dot, operand, power_of_two, rest
-from .tiles import all_uniform, column_bounds, load_tile
+from .product import dot, finite, operand, power_of_two, rest
+from .tiles import column_bounds, knots_are_for, load_tile
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "rows", "first", "features"])
@@ -64,10 +64,7 @@ def backward_coef_kernel(
         if BASE != "none":
             _base(xs, ws, gs, tables, part, pid - chunks * blocks, end, rows, first, features, O, M,
                   D, WEIGHTED, BASE, MODE, BN, BO, MC * BI, STAGES)  # fmt: skip
-    elif not GUARDED:
-        _bases(xs, ws, gs, tables, part, pid // chunks, (pid % chunks) * MC, end, rows, first, features, O, M,
-               K, D, DEPTH, WEIGHTED, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
-    elif all_uniform(uniform, first + features) == (WAY != "adaptive"):
+    elif knots_are_for(uniform, first + features, WAY, GUARDED):
         _bases(xs, ws, gs, tables, part, pid // chunks, (pid % chunks) * MC, end, rows, first, features, O, M,
                K, D, DEPTH, WEIGHTED, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
 
@@ -104,7 +101,7 @@ def _bases(xs, ws, gs, tables, part, block, m0, end, rows, first, features, O, M
                 factor = factor * scale[None, :]
             state = weighted(state, factor, WAY)
         a = bases_tile(state, m0, M, K, D, WAY, MC)
-        acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, MC * BI)
+        acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, MC * BI, False)
     if MODE == "fp16x3":
         acc = acc * g_inverse[:, None]
     if SCALED:
@@ -140,7 +137,7 @@ def _base(xs, ws, gs, tables, part, block, end, rows, first, features, O, M,
             a = a * load_tile(ws, n, i, mask).to(compute)
         if MODE == "fp16x3":
             a = a * scale[None, :]
-        acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, WIDTH)
+        acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, WIDTH, True)
     if MODE == "fp16x3":
         acc = acc * g_inverse[:, None] * inverse[None, :]
     row = M.to(tl.int64) * features + inner
@@ -163,17 +160,22 @@ def _gradient_scale(gs, begin, end, o, O, MODE: tl.constexpr, BN: tl.constexpr, 
 
 
 @triton.jit
-def _add_product(gs, n, mask_n, o, O, g_scale, a, acc, MODE: tl.constexpr, BO: tl.constexpr, WIDTH: tl.constexpr):
-    """acc + g transposed, for the rows n, times a (rows, WIDTH)."""
+def _add_product(gs, n, mask_n, o, O, g_scale, a, acc,
+                 MODE: tl.constexpr, BO: tl.constexpr, WIDTH: tl.constexpr, INFINITE: tl.constexpr):  # fmt: skip
+    """acc + g transposed, for the rows n, times a (rows, WIDTH), which may be infinite or not."""
     gradient = load_tile(gs, n, o, mask_n[:, None] & (o < O)[None, :])
     high = operand(a, MODE)
     if MODE == "fp16x3":
         gradient = tl.trans(gradient.to(tl.float32) * g_scale[None, :])
         g_high = operand(gradient, MODE)
+        a_finite = high
+        if INFINITE:
+            a = finite(a)
+            a_finite = finite(high)
         # Tensor cores truncate their sums: what a tile adds is rounded outside of them.
         tile = tl.zeros((BO, WIDTH), tl.float32)
-        tile = dot(g_high, rest(a, high), tile, MODE)
-        tile = dot(rest(gradient, g_high), high, tile, MODE)
+        tile = dot(g_high, rest(a, a_finite), tile, MODE)
+        tile = dot(rest(gradient, g_high), a_finite, tile, MODE)
         acc += dot(g_high, high, tile, MODE)
     else:
         acc = dot(operand(tl.trans(gradient), MODE), high, acc, MODE)

@@ -1,11 +1,11 @@
-"""sum over m, o of beta^(D)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: g times the weights of MC bases at once, then their derivatives."""
+"""sum over m, o of beta^(D)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: g times the weights of MC bases at once, then their values."""
 
 import triton
 import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit
 from .product import power_of_two, split_dot
-from .tiles import all_uniform, load_tile
+from .tiles import knots_are_for, load_tile
 
 
 @triton.jit(do_not_specialize=["N", "T", "M"])
@@ -46,10 +46,7 @@ def backward_input_kernel(
     gs = (g, g_stride_n, g_stride_o)
     weights = (packed, packed_rest, inverse_scale)
     tables = (knots, step, origin, step, T)
-    if not GUARDED:
-        _backward_input(xs, gs, weights, tables, result, N, I, O, M,
-                        K, D, DEPTH, BASE, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
-    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+    if knots_are_for(uniform, I, WAY, GUARDED):
         _backward_input(xs, gs, weights, tables, result, N, I, O, M,
                         K, D, DEPTH, BASE, MODE, WAY, BN, BI, BO, MC, STAGES)  # fmt: skip
 
@@ -74,6 +71,7 @@ def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
             gradient = load_tile(gs, n, o, mask_n[:, None] & (o < O)[None, :])
             bound = tl.maximum(bound, tl.max(tl.abs(gradient.to(tl.float32)), axis=1))
         scale, inverse = power_of_two(bound)
+        inverse = inverse * tl.load(weights[2])
     total = tl.zeros((BN, BI), compute)
     if D <= K:
         column = tl.arange(0, MC * BI)
@@ -82,7 +80,9 @@ def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
         for m0 in range(0, M, MC):
             m = (m0 + column % MC).to(tl.int64)
             mask_row = (m < M) & (feature < I)
-            along = _product(gs, weights, n, mask_n, scale, m * I + feature, mask_row, O, MODE, BN, MC * BI, BO, STAGES)
+            along = _product(
+                gs, weights, n, mask_n, scale, inverse, m * I + feature, mask_row, O, MODE, BN, MC * BI, BO, STAGES
+            )
             # Evaluated now, and again for other bases, since it would not have stayed in registers.
             x = load_tile(xs, n, i, mask).to(compute)
             bases = bases_tile(evaluate(x, valid, tables, K, D, DEPTH, WAY), m0, M, K, D, WAY, MC)
@@ -90,18 +90,16 @@ def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
         total = total * unit(total, valid, tables, D, WAY)
     if BASE != "none":
         row = M.to(tl.int64) * I + i
-        along = _product(gs, weights, n, mask_n, scale, row, i < I, O, MODE, BN, BI, BO, STAGES)
+        along = _product(gs, weights, n, mask_n, scale, inverse, row, i < I, O, MODE, BN, BI, BO, STAGES)
         total += along * activation(load_tile(xs, n, i, mask).to(compute), D, BASE)
-    if MODE == "fp16x3":
-        total = total * inverse[:, None] * tl.load(weights[2])
     tl.store(result + n[:, None] * I + i[None, :], total.to(result.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _product(gs, weights, n, mask_n, scale, row, mask_row, O,
+def _product(gs, weights, n, mask_n, scale, inverse, row, mask_row, O,
              MODE: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, BO: tl.constexpr,
              STAGES: tl.constexpr):  # fmt: skip
-    """(BN, WIDTH): g times the weights' rows (of O), scaled by `scale` and by the weights' scale."""
+    """(BN, WIDTH): g, scaled by `scale`, times the weights' rows (of O), and scaled back by `inverse`."""
     compute = gs[0].dtype.element_ty if MODE == "fp64" else tl.float32
     acc = tl.zeros((BN, WIDTH), compute)
     for o0 in tl.range(0, O, BO, num_stages=STAGES):
@@ -117,4 +115,6 @@ def _product(gs, weights, n, mask_n, scale, row, mask_row, O,
             acc += split_dot(gradient * scale[:, None], b, b_rest, tile, MODE)
         else:
             acc = split_dot(gradient, b, b, acc, MODE)
+    if MODE == "fp16x3":
+        acc = acc * inverse[:, None]
     return acc

@@ -2,10 +2,10 @@
 
 Three ways to the same values, `WAY` in the code:
 
-- "direct": equidistant knots, operands of 11 bits or fewer, n < K. Every basis by itself, as a sum of truncated powers of its
-  distance from its centre (de Boor, "A Practical Guide to Splines", ch. IX): nine operations for a cubic.
-- "uniform": equidistant knots. The input's interval, compared with the knots themselves, then the K+1 live values by Cox-de Boor
-  in the position within the interval. As exact for G = 100 as for G = 5.
+- "direct": equidistant knots, operands of 11 bits or fewer, D < K. Every basis by itself, as a sum of truncated powers of
+  its distance from its centre (de Boor, "A Practical Guide to Splines", ch. IX): nine operations for a cubic.
+- "uniform": equidistant knots. The input's interval, compared with the knots themselves, then the K+1 live values by
+  Cox-de Boor in the position within the interval. As exact for G = 100 as for G = 5.
 - "adaptive": any non-decreasing knots. A binary search, then Cox-de Boor on the 2K knots around.
 
 The K+1 live values go to their bases by comparison: a basis is live l-th on the interval j when m = j - K + l.
@@ -99,6 +99,7 @@ def _from_interval(x, inside, interval, K: tl.constexpr, D: tl.constexpr):
 def _live_uniform(r, K: tl.constexpr, D: tl.constexpr):
     """The K+1 live values at 0 <= r < 1 of their interval, knots at distance 1."""
     values = (tl.full(r.shape, 1.0, r.dtype),)
+    carry = values[0]
     for k in tl.static_range(1, K + 1):
         new = ()
         for q in tl.static_range(0, k):
@@ -124,6 +125,7 @@ def _live_adaptive(x, at, interval, T, K: tl.constexpr, D: tl.constexpr):
     for k in tl.static_range(0, 2 * K):
         around = around + (tl.load(at + tl.minimum(tl.maximum(interval + (k + 1 - K), 0), T - 1)),)
     values = (tl.full(x.shape, 1.0, x.dtype),)
+    carry = values[0]
     for k in tl.static_range(1, K + 1):
         new = ()
         for q in tl.static_range(0, k):

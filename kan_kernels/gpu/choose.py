@@ -1,4 +1,4 @@
-"""Which kernel with which tiles for which problem: plain functions of the shapes, so that the same problem gives the same bits.
+"""Which kernel with which tiles for which problem: functions of the shapes, so that the same problem gives the same bits.
 
 Sizes are N rows, I in_features, O out_features, M bases of a feature.
 """
@@ -23,8 +23,9 @@ class Tiles:
     STAGES: int  # loads in flight; 1 where pipelining gathers or many products would take more registers than there are
     num_warps: int
 
-    def options(self) -> dict[str, int]:
-        return vars(self).copy()
+    def options(self, amd: bool = False) -> dict[str, int]:
+        """The kernels' constants. AMD's 64 KB of shared memory do not hold the loads of two stages."""
+        return vars(self) | ({"STAGES": 1} if amd else {})
 
 
 def regime(operator: str, mode: str, N: int, I: int, O: int, K: int, M: int) -> str:
@@ -68,10 +69,12 @@ def forward_bases(I: int, M: int) -> int:
 
 def forward_tiles(mode: str, way: str, I: int, O: int, M: int) -> Tiles:
     adaptive, unrolled = way == "adaptive", forward_unrolled(I, M) > 0
-    BO = 32 if O <= 32 else 128 if unrolled and mode != "fp64" else 64
-    BN = 32 if mode == "fp64" else 64 if mode == "fp16x3" or adaptive or not unrolled else 128
+    if mode == "fp64":
+        return Tiles(32, 32, forward_features(I, M), forward_bases(I, M), 1, 8)
+    BO = 32 if O <= 32 else 128 if unrolled else 64
+    BN = 64 if mode == "fp16x3" or adaptive or not unrolled else 128
     stages = 1 if adaptive or (mode == "fp16x3" and not unrolled) else 2
-    return Tiles(BN, BO, forward_features(I, M), forward_bases(I, M), stages, 8 if BN * BO >= 64 * 64 else 4)
+    return Tiles(BN, BO, forward_features(I, M), forward_bases(I, M), stages, 8)
 
 
 def forward_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int]:
@@ -83,8 +86,9 @@ def forward_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int]:
 
 
 def backward_input_tiles(mode: str, way: str) -> Tiles:
-    BN, MC = {"fp64": (32, 4), "fp16x3": (64, 8)}.get(mode, (128, 8))
-    return Tiles(BN, 32, 16, MC, 2, 4 if mode == "fp64" else 8)
+    if mode == "fp64":
+        return Tiles(32, 32, 16, 4, 2, 4)
+    return Tiles(64 if mode == "fp16x3" or (mode == "tf32" and way == "adaptive") else 128, 32, 16, 8, 2, 8)
 
 
 def backward_coef_tiles(mode: str, way: str, O: int) -> Tiles:

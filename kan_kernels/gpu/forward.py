@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .basis import activation, bases_tile, basis_slice, evaluate, unit, weighted
 from .product import power_of_two, split_dot
-from .tiles import all_uniform, load_tile, row_bounds
+from .tiles import knots_are_for, load_tile, row_bounds
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "blocks"])
@@ -50,10 +50,7 @@ def forward_kernel(
     ws = (w, w_stride_n, w_stride_i)
     weights = (packed, packed_rest, inverse_scale)
     tables = (knots, step, origin, steepness, T)
-    if not GUARDED:
-        _forward(xs, ws, weights, tables, y, N, I, O, M, blocks,
-                 K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, SLICES, BN, BO, BI, MC, STAGES)  # fmt: skip
-    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+    if knots_are_for(uniform, I, WAY, GUARDED):
         _forward(xs, ws, weights, tables, y, N, I, O, M, blocks,
                  K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, SLICES, BN, BO, BI, MC, STAGES)  # fmt: skip
 

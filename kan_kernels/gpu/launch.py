@@ -27,6 +27,7 @@ from .prepare import (
     Gradients,
     Layout,
     base_name,
+    constants,
     exact_mode,
     mode_of,
     pack,
@@ -77,7 +78,7 @@ def spline_forward(
                 x, *x.stride(), weight, *weight.stride(), *packed, *tables, y, N, I, O, T, M, of_program,
                 K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None,
                 BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, SLICES=unrolled, **tiles.options(), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, SLICES=unrolled, **constants(tiles), **OPTIONS,
             )  # fmt: skip
         return y if S == 1 else y.sum(0).to(x.dtype)
 
@@ -104,7 +105,7 @@ def spline_backward_input(
             backward_input_kernel[(ceil_div(N, tiles.BN), ceil_div(I, tiles.BI))](
                 x, *x.stride(), g, *g.stride(), *packed, tables.knots, tables.step, tables.origin, tables.uniform, result,
                 N, I, O, T, M, K=K, D=derivative, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, **tiles.options(), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles), **OPTIONS,
             )  # fmt: skip
     return result
 
@@ -121,7 +122,9 @@ def spline_backward_coef(
     gradients = Gradients(x, coef, scaler, (I, M, O), needs)
     spline = (need_coef or need_scaler) and derivative <= K
     if N == 0 or not (spline or need_base):
-        return tuple(gradient.zero_() for gradient in gradients.tensors)
+        for gradient in gradients.tensors:
+            gradient.zero_()
+        return gradients.tensors
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, derivative, mode)
         if regime("spline_backward_coef", mode, N, I, O, K, M) == "wide":
@@ -142,7 +145,7 @@ def spline_backward_coef(
                     x, *x.stride(), weight, *weight.stride(), g, *g.stride(), *tables, partial,
                     N, O, T, M, rows, first, some,
                     K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None, BASE=activation if base else "none",
-                    SPLINE=spline, MODE=mode, WAY=way, GUARDED=guarded, **tiles.options(), **OPTIONS,
+                    SPLINE=spline, MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles), **OPTIONS,
                 )  # fmt: skip
                 base = False  # done, whatever the knots
                 if not spline:
@@ -184,7 +187,7 @@ def _tiny_backward(
             tiny_backward_kernel[(S,)](
                 x, *x.stride(), g, *g.stride(), packed, tables.knots, tables.step, tables.origin, tables.uniform,
                 result, partial, N, I, O, T, M, rows, K=K, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, **tiny_tiles(mode, way, I, O).options(), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiny_tiles(mode, way, I, O)), **OPTIONS,
             )  # fmt: skip
         gradients.finish(partial, 0)
     return result, *gradients.tensors

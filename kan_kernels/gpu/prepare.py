@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import weights
-from .choose import ceil_div, power_of_two
+from .choose import Tiles, ceil_div, power_of_two
 
 OPERANDS = {
     "fp16x3": torch.float16,
@@ -48,6 +48,11 @@ def ways_of(mode: str, K: int, D: int) -> list[tuple[str, bool]]:
 def exact_mode() -> str:
     """Products of float32 tiles with nothing to prepare: Triton's own, which AMD's float32 units need not split."""
     return "tf32x3" if torch.version.hip is None else "ieee"
+
+
+def constants(tiles: Tiles) -> dict[str, int]:
+    """What a launch passes of its tiles."""
+    return tiles.options(amd=torch.version.hip is not None)
 
 
 class Knots(NamedTuple):
@@ -132,7 +137,10 @@ class Gradients:
         self.scaler = self.coef[:, 0] if scaler is None else scaler
         self.M, self.O, self.needs, self.scaled = M, O, needs, scaler is not None
         shapes = (I, M, O), (I, O), (I, O)
-        self.tensors = tuple(x.new_empty(size if need else (0,)) for need, size in zip(needs, shapes, strict=True))
+        coef_gradient, scaler_gradient, base_gradient = (
+            x.new_empty(size if need else (0,)) for need, size in zip(needs, shapes, strict=True)
+        )
+        self.tensors = coef_gradient, scaler_gradient, base_gradient
 
     def finish(self, partial: Tensor, first: int) -> None:
         """Write the gradients of the features from `first` on: partial (S, M+1, features, O)."""

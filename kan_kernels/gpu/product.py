@@ -23,6 +23,10 @@ def operand(a, MODE: tl.constexpr):
         a = a.to(tl.bfloat16)
     elif MODE == "fp16" or MODE == "fp16x3":
         a = a.to(tl.float16)
+    elif MODE == "tf32":
+        # What the tensor cores do to it anyway, here so that the interpreter does it too, and because Triton 3.9 fails on a
+        # reshaped float32 operand of Hopper's products.
+        a = (a.to(tl.float32).to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     elif MODE != "fp64":
         a = a.to(tl.float32)
     return a
@@ -32,6 +36,12 @@ def operand(a, MODE: tl.constexpr):
 def rest(a, high):
     """What `high`, a rounded to float16, leaves of a."""
     return (a - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def finite(a):
+    """a, with 0 for infinities: their products with what rounding left of others are NaN, or of the wrong sign."""
+    return tl.where(tl.abs(a) < float("inf"), a, 0.0).to(a.dtype)
 
 
 @triton.jit

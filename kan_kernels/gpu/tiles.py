@@ -15,14 +15,17 @@ def load_tile(matrix, n, i, mask):
 
 
 @triton.jit
-def all_uniform(uniform, I):
-    """Whether all features' knots are equidistant."""
-    BLOCK: tl.constexpr = 256
-    result = tl.full((BLOCK,), 1, tl.int32)
-    for i0 in range(0, I, BLOCK):
-        i = i0 + tl.arange(0, BLOCK)
-        result = tl.minimum(result, tl.load(uniform + i, mask=i < I, other=1))
-    return tl.min(result, axis=0) > 0
+def knots_are_for(uniform, I, WAY: tl.constexpr, GUARDED: tl.constexpr):
+    """Whether all features' knots are equidistant and WAY is for such, or neither; True without looking if not GUARDED."""
+    suits = True
+    if GUARDED:
+        BLOCK: tl.constexpr = 256
+        result = tl.full((BLOCK,), 1, tl.int32)
+        for i0 in range(0, I, BLOCK):
+            i = i0 + tl.arange(0, BLOCK)
+            result = tl.minimum(result, tl.load(uniform + i, mask=i < I, other=1))
+        suits = (tl.min(result, axis=0) > 0) == (WAY != "adaptive")
+    return suits
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit
 from .product import dot, operand
-from .tiles import all_uniform, load_tile
+from .tiles import knots_are_for, load_tile
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "rows"])
@@ -48,10 +48,7 @@ def tiny_backward_kernel(
     xs = (x, x_stride_n, x_stride_i)
     gs = (g, g_stride_n, g_stride_o)
     tables = (knots, step, origin, step, T)
-    if not GUARDED:
-        _tiny_backward(xs, gs, packed, tables, result, partial, N, I, O, M, rows,
-                       K, DEPTH, BASE, MODE, WAY, BN, BO, BI, MC, STAGES)  # fmt: skip
-    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+    if knots_are_for(uniform, I, WAY, GUARDED):
         _tiny_backward(xs, gs, packed, tables, result, partial, N, I, O, M, rows,
                        K, DEPTH, BASE, MODE, WAY, BN, BO, BI, MC, STAGES)  # fmt: skip
 

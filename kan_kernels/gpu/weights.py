@@ -217,7 +217,7 @@ def finish_kernel(
     compute = summed.dtype.element_ty
     if NEED_COEF or NEED_SCALER:
         total = tl.zeros((BO,), compute)
-        for m in range(0, M):
+        for m in range(M):
             gradient = tl.load(summed + (m * I + inner) * O + o, mask=mask, other=0.0)
             if NEED_SCALER:
                 at = coef + i * coef_stride_i + m * coef_stride_m + o * coef_stride_o

@@ -1,7 +1,8 @@
 """For many outputs: the bases in the operands' type in memory, a bounded part at a time, and the vendor's matrix products.
 
-The bases are evaluated once, not once for each block of outputs, and the product runs at the vendor's speed: for more than some
-thousand outputs this is worth the trip through memory. Column of a matrix of bases: feature * M + basis, as in coef (I, M, O).
+The bases are evaluated once, not once for each block of outputs, and the product runs at the vendor's speed: for more than
+some thousand outputs this is worth the trip through memory. Column of a matrix of bases: feature * M + basis, as in coef
+(I, M, O).
 """
 
 import triton
@@ -9,7 +10,7 @@ import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit, weighted
 from .product import operand
-from .tiles import all_uniform, load_tile
+from .tiles import knots_are_for, load_tile
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "first", "features"])
@@ -47,9 +48,7 @@ def bases_kernel(
     xs = (x, x_stride_n, x_stride_i)
     ws = (w, w_stride_n, w_stride_i)
     tables = (knots, step, origin, step, T)
-    if not GUARDED:
-        _bases(xs, ws, tables, bases, base, N, M, first, features, K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, BN, BI, MC)
-    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+    if knots_are_for(uniform, I, WAY, GUARDED):
         _bases(xs, ws, tables, bases, base, N, M, first, features, K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, BN, BI, MC)
 
 
@@ -110,9 +109,7 @@ def contract_kernel(
 ):
     xs = (x, x_stride_n, x_stride_i)
     tables = (knots, step, origin, step, T)
-    if not GUARDED:
-        _contract(xs, tables, along, along_base, result, N, I, M, K, D, DEPTH, BASE, WAY, BN, BI, MC)
-    elif all_uniform(uniform, I) == (WAY != "adaptive"):
+    if knots_are_for(uniform, I, WAY, GUARDED):
         _contract(xs, tables, along, along_base, result, N, I, M, K, D, DEPTH, BASE, WAY, BN, BI, MC)
 
 

@@ -15,7 +15,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kan_kernels.gpu import choose, launch, weights
+from kan_kernels.gpu import choose, prepare
 from kan_kernels.gpu.backward_coef import backward_coef_kernel
 from kan_kernels.gpu.backward_input import backward_input_kernel
 from kan_kernels.gpu.forward import forward_kernel
@@ -55,7 +55,8 @@ class Configuration:
 
 
 def configuration(kernel, mode: str, tiles: choose.Tiles, **constants) -> Configuration:
-    constants = dict(K=3, DEPTH=4, BASE="silu", MODE=mode, WEIGHTED=False, SPLINE=True, SLICES=0) | tiles.options() | constants
+    usual = {"K": 3, "DEPTH": 4, "BASE": "silu", "MODE": mode, "WEIGHTED": False, "SPLINE": True, "SLICES": 0}
+    constants = usual | tiles.options() | constants
     warps = constants.pop("num_warps")
     wanted = {k: v for k, v in constants.items() if k in kernel.arg_names}
     return Configuration(kernel, kernel.__name__.removesuffix("_kernel"), mode, tuple(wanted.items()), warps)
@@ -63,8 +64,8 @@ def configuration(kernel, mode: str, tiles: choose.Tiles, **constants) -> Config
 
 def ways(found: dict[str, Configuration], mode: str, K: int, D: int, shapes, kernels=(0, 1, 2), **constants) -> None:
     """Add the three operators' configurations, in all ways, for shapes (I, O, M)."""
-    for way, guarded in launch.ways_of(mode, K, D):
-        common = dict(K=K, D=D, WAY=way, GUARDED=guarded) | constants
+    for way, guarded in prepare.ways_of(mode, K, D):
+        common = {"K": K, "D": D, "WAY": way, "GUARDED": guarded} | constants
         for I, O, M in shapes:
             three = (
                 (forward_kernel, choose.forward_tiles(mode, way, I, O, M)),
@@ -120,6 +121,8 @@ def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], di
 
 def compile_for(one: Configuration, target: str):
     types, constants, attributes = signature(one)
+    if TARGETS[target].backend == "hip" and "STAGES" in constants:
+        constants |= {"STAGES": 1}  # as `Tiles.options` has it
     source = ASTSource(one.kernel, types, constants, attributes)
     options = {"num_warps": one.num_warps, "enable_fp_fusion": True}
     with warnings.catch_warnings():

@@ -1,0 +1,106 @@
+"""Time the KAN layer on a GPU against its peers, in every precision of float32 products; correctness first.
+
+`make gpu`, or `python bench/gpu.py [--cases 64,256] [--precisions highest] [--out FILE]`. Measurements are appended to
+bench/results/<date>-gpu.jsonl, which table.py reads. It needs nothing but torch and triton.
+"""
+
+import argparse
+import gc
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import gate
+import machine
+from baselines import Layer, Unavailable, build
+from cases import GPU_BENCH_CASES, Case, Tensors, make
+from records import RESULTS, Record, append
+from roofline import PRECISIONS
+
+PROVIDERS = ("kan_kernels", "reference", "reference + torch.compile", "nn.Linear", "three GEMMs, torch")
+MODES = ("forward", "step")
+BASES_BYTES = 24e9  # what the reference's temporaries may take
+
+
+def measure(name: str, case: Case, t: Tensors, precision: str) -> list[Record]:
+    """Every contender's median and peak memory, in both modes."""
+    records = []
+    for provider in PROVIDERS:
+        if "compile" in provider and precision != "highest":
+            continue  # a minute for each shape
+        if "reference" in provider and 4 * case.N * case.I * (case.M + 1) * 8 > BASES_BYTES:
+            continue
+        try:
+            baseline = build(provider, case, t)
+        except Unavailable:
+            continue
+        for mode in MODES:
+            call = getattr(baseline, mode)
+            record: Record = {"case": name, "N": case.N, "I": case.I, "O": case.O, "G": case.G, "K": case.K, "mode": mode}
+            record |= {"provider": provider, "precision": precision, "median_ms": milliseconds(call)}
+            record |= {"peak_mb": peak_megabytes(call, keeps=isinstance(baseline, Layer)), "threads": 0}
+            records.append(record | {"machine": machine.describe()})
+        del baseline
+        gc.collect()
+        torch.cuda.empty_cache()
+    return records
+
+
+def milliseconds(call) -> float:
+    """The median, the cache flushed between calls."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=25, rep=150, return_mode="median")
+
+
+def peak_megabytes(call, keeps: bool) -> float | None:
+    """What a call allocates at most, its results included."""
+    if not keeps:
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak / 2**20
+
+
+def table(records: list[Record]) -> str:
+    """A line per contender, times and how many times slower than kan_kernels."""
+    ours = {(r["precision"], r["mode"]): r["median_ms"] for r in records if r["provider"] == "kan_kernels"}
+    lines = []
+    for r in records:
+        ratio = r["median_ms"] / ours[r["precision"], r["mode"]]
+        peak = "" if r["peak_mb"] is None else f"{r['peak_mb']:10.0f} MB"
+        lines.append(f"  {r['precision']:8} {r['mode']:8} {r['provider']:28}{r['median_ms']:10.4f} ms{ratio:8.2f}x{peak}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=";".join(GPU_BENCH_CASES), help="separated by ;")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--out", type=Path, help="file to append to")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU here: nothing to measure")
+    out = arguments.out or RESULTS / f"{machine.describe()['date']}-gpu.jsonl"
+    for name in arguments.cases.split(";"):
+        case = GPU_BENCH_CASES[name]
+        t = make(case, torch.float32).on("cuda")
+        for precision in arguments.precisions.split(","):
+            torch.set_float32_matmul_precision(precision)
+            if precision == "highest":
+                gate.check(name, case, "cuda")
+            records = measure(name, case, t, precision)
+            append(out, records)
+            print(f"{name}: N={case.N} I={case.I} O={case.O} G={case.G}\n{table(records)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

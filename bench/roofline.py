@@ -1,0 +1,32 @@
+"""What a GPU's limits allow: the least milliseconds of a KAN layer's products and of its memory traffic.
+
+The layer counts as its dense products, since the kernels feed the tensor cores with all M + 1 rows of bases.
+"""
+
+from dataclasses import dataclass
+
+from cases import Case
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates that matrix products reach in practice, not those of the data sheet."""
+
+    name: str
+    teraflops: dict[str, float]  # by precision
+    terabytes: float  # per second
+
+
+# "highest" is three float16 products for one of float32.
+H200 = Device("H200", {"highest": 263, "high": 395, "medium": 790}, 4.3)
+PRECISIONS = tuple(H200.teraflops)
+
+
+def least_milliseconds(case: Case, precision: str, mode: str, device: Device = H200) -> float:
+    """The larger of products over peak and bytes over bandwidth; mode "forward" or "step". Inputs and outputs are float32."""
+    rows, weights = case.N * (case.I + case.O), case.I * (case.M + 1) * case.O
+    products = 1 if mode == "forward" else 3
+    # A step reads x and g twice and writes y and the gradients of x and of the weights.
+    traffic = 4 * (rows + weights) if mode == "forward" else 4 * (3 * rows + 3 * weights)
+    flops = 2 * case.N * weights * products
+    return 1e3 * max(flops / (1e12 * device.teraflops[precision]), traffic / (1e12 * device.terabytes))

@@ -1,0 +1,397 @@
+"""The Triton kernels: on a GPU where there is one, else (TRITON_INTERPRET=1) the same code in Triton's interpreter."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case, make
+from test_gradients import first_order, second_order
+from test_nonfinite import VALUES, same
+from test_operators import OPERATORS, backward, compare
+from tolerance import assert_twice_rule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import kan_kernels as kk
+from kan_kernels import ops, reference
+from kan_kernels.gpu import choose, launch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+NO_GPU = "no GPU here"
+pytestmark = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU)
+needs_gpu = pytest.mark.skipif(INTERPRETED, reason=NO_GPU)
+
+SMALL = [case for case in CASES if case.N <= 300]
+# A program's tiles are 32 to 128 rows and 16 to 128 outputs, features or columns: sizes around them, and sums in parts.
+LARGER = [
+    Case(130, 17, 65, K=2),
+    Case(70, 33, 33, knots="adaptive", scaled=True),
+    Case(20, 150, 5, weighted=True),
+    Case(600, 2, 3, scaled=True),
+]
+
+
+CHOSEN = LARGER + SMALL
+
+
+class Triton:
+    """The operators, called with tensors of the CPU."""
+
+    def __getattr__(self, name):
+        def operator(*arguments):
+            with kk.use_backend("triton"):
+                results = getattr(ops, name)(*tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), arguments))
+            return tree_map_only(torch.Tensor, lambda t: t.cpu(), results)
+
+        return operator
+
+
+triton_operators = Triton()
+
+
+@pytest.fixture(autouse=True)
+def numpy_computes_quietly(recwarn):
+    """Masked rows and infinities overflow in the interpreter's numpy, as they do in silence on a GPU."""
+    import warnings
+
+    warnings.simplefilter("ignore", RuntimeWarning)
+
+
+def trials(case: Case) -> int:
+    return max(1, min(8, 100 // max(1, case.N * case.O)))
+
+
+def operators(order: int):
+    """Two at once are one kernel, or the two kernels of the others."""
+    return OPERATORS if order == 0 else OPERATORS[:3]
+
+
+def some(every: dict[int, int]) -> list[tuple[Case, int]]:
+    """Pairs of a case and an order: of each order every so many-th case, on a GPU fewer, since each compiles its kernels."""
+    stride = 1 if INTERPRETED else 4
+    return [(case, order) for order, step in every.items() for case in CHOSEN[:: step * stride]]
+
+
+@pytest.mark.parametrize(("case", "order"), some({0: 1, 1: 4, 2: 6, 3: 6, 4: 9}), ids=str)
+def test_float32(case, order):
+    """As accurate as float32's own products, every operator, every order."""
+    for operator in operators(order):
+        compare(operator, case, torch.float32, order, triton_operators, trials(case))
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.float32], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("case", "order"), some({0: 4, 1: 8}), ids=str)
+def test_other_dtypes(case, dtype, order):
+    for operator in operators(order):
+        compare(operator, case, dtype, order, triton_operators, min(4, trials(case)))
+
+
+@pytest.mark.parametrize(
+    "case", [Case(70, 17, 9, scaled=True, weighted=True), Case(70, 5, 33, G=20, K=2, scaled=True)], ids=str
+)
+@pytest.mark.parametrize(("precision", "bits"), [("high", 10), ("medium", 7)])
+def test_precision_is_torchs_choice(case, precision, bits):
+    """Operands of 10 and 7 explicit bits: errors of that size, and not of a smaller one."""
+    before = torch.get_float32_matmul_precision()
+    t = make(case, torch.float32)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        results = [operator(triton_operators, t, case, 0) for operator in OPERATORS]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for operator, values in zip(OPERATORS, results, strict=True):
+        for value, exact in zip(values, operator(reference, t.to(torch.float64), case, 0), strict=True):
+            error = ((value - exact).abs().max() / exact.abs().max()).item()
+            assert error < 4 * 2.0**-bits
+            assert error > 2.0 ** -(bits + 6)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e25])
+@pytest.mark.parametrize("what", ["x", "w", "coef", "base_weight", "g"])
+def test_operands_of_any_size(what, factor):
+    """float16 holds neither 1e12 nor 1e-12: the operands are scaled. Twice-rule, also with one row of another size."""
+    case = Case(70, 17, 9, weighted=True)
+
+    class Scaled:
+        def __init__(self, module):
+            self.module = module
+
+        def __getattr__(self, name):
+            return getattr(self.module, name)
+
+    def compute(reference_dtype, seed):
+        t = make(case, torch.float32, seed)
+        scaled = getattr(t, what).clone()
+        scaled[::2] *= factor
+        t = dataclasses.replace(t, **{what: scaled})
+        for operator in OPERATORS[:3]:
+            values = operator(triton_operators, t, case, 0)
+            exact = operator(reference, t.to(torch.float64), case, 0)
+            other = operator(reference, t, case, 0)
+            for value, truth, rounded in zip(values, exact, other, strict=True):
+                # float32 itself ends at 3e38
+                finite = torch.where(rounded.isfinite(), 1.0, 0.0)
+                yield value.nan_to_num() * finite, truth * finite, rounded.nan_to_num() * finite, truth
+
+    def pairs(reference_dtype, seed):
+        for value, truth, rounded, scale in compute(reference_dtype, seed):
+            yield value, rounded, truth, scale
+
+    assert_twice_rule(pairs, torch.float32, 2, what)
+
+
+@pytest.mark.parametrize(
+    "case", [Case(150, 17, 9, scaled=True, weighted=True), Case(37, 5, 9, G=20, K=2, knots="adaptive", base=None)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("order", [0, 1, 4])
+def test_wide(monkeypatch, case, dtype, order):
+    """The regime of many outputs, in several parts."""
+    monkeypatch.setattr(launch, "regime", lambda *a: "wide")
+    monkeypatch.setattr(choose, "WIDE_SCRATCH_BYTES", 60_000)
+    for operator in OPERATORS:
+        compare(operator, case, dtype, order, triton_operators, 3)
+
+
+def test_the_regimes():
+    """The figures of `choose.regime`'s docstring."""
+    assert choose.regime("spline_forward", "bf16", 16384, 1024, 1024, 3, 8) == "wide"
+    assert choose.regime("spline_forward", "fp16x3", 16384, 1024, 1024, 3, 8) == "fused"
+    assert choose.regime("spline_forward", "bf16", 65536, 256, 256, 3, 8) == "fused"
+    assert choose.regime("spline_backward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "tiny"
+    assert choose.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
+    assert choose.forward_split("bf16", 256, 784, 64, 8)[0] > 1
+    assert choose.forward_split("bf16", 65536, 64, 64, 8)[0] == 1
+
+
+@pytest.mark.parametrize("derivatives", [first_order, second_order], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", [Case(63, 7, 17, scaled=True), Case(37, 3, 5, K=2, knots="adaptive"), Case(9, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_gradients(case, derivatives, dtype):
+    """Of `kan_linear`, once and twice, against the float64 reference under autograd."""
+    t = make(case, dtype)
+    exact = derivatives(t.to(torch.float64), case, False)
+    on_device = t.on(DEVICE)
+    with kk.use_backend("triton"):
+        values = derivatives(on_device, case, True)
+    with kk.use_backend("reference"):
+        other = derivatives(t, case, False)
+    for value, truth, rounded in zip(values, exact, other, strict=True):
+        scale = truth.abs().max()
+        allowed = 2 * (rounded - truth).abs().max() / scale + 8 * torch.finfo(dtype).eps
+        assert (value.cpu() - truth).abs().max() / scale <= allowed
+
+
+def test_a_loss_on_second_derivatives_trains():
+    """Three nested levels, and the parameters' gradients."""
+    torch.manual_seed(0)
+    net = kk.KAN([1, 3, 1], dtype=torch.float64).to(DEVICE)
+
+    def gradients():
+        x = torch.linspace(-0.9, 0.9, 31, dtype=torch.float64, device=DEVICE).unsqueeze(1).requires_grad_()
+        (u_x,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        (u_xx,) = torch.autograd.grad(u_x.sum(), x, create_graph=True)
+        return torch.autograd.grad((u_xx - torch.sin(x)).square().mean(), net.parameters())
+
+    with kk.use_backend("triton"):
+        values = gradients()
+    with kk.use_backend("reference"):
+        expected = gradients()
+    for value, truth in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-8, atol=1e-9 * truth.abs().max().item())
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(
+    "case", [Case(37, 3, 5, K=1), Case(37, 3, 5, knots="adaptive"), Case(37, 17, 5), Case(37, 2, 5, K=5)], ids=str
+)
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_nan_and_inf_as_the_reference(case, order, precision):
+    t = make(case, torch.float32)
+    for k, value in enumerate(VALUES):
+        t.x[3 * k, k % case.I] = value
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for operator in OPERATORS[:3]:
+            values, expected = operator(triton_operators, t, case, order), operator(reference, t, case, order)
+            for value, truth in zip(values, expected, strict=True):
+                if precision == "high":
+                    assert torch.equal(value.isnan(), truth.isnan())
+                else:
+                    same(value, truth)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+def test_only_its_own_row_is_lost(bad):
+    case = Case(70, 3, 5, points="inside", base=None)
+    t = make(case, torch.float32)
+    (clean,) = OPERATORS[0](triton_operators, t, case, 0)
+    t.x[4, 1] = bad
+    (y,) = OPERATORS[0](triton_operators, t, case, 0)
+    assert y[4].isnan().all()
+    rest = torch.arange(70) != 4
+    assert torch.equal(y[rest], clean[rest])
+    gradient = OPERATORS[2](triton_operators, t, case, 0)[0]
+    assert gradient[1].isnan().all()
+    assert gradient[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "knots",
+    [[float("nan")] * 12, [float("inf")] * 12, [0.0] * 12, list(range(12))[::-1], [-3e38] + [0.0] * 10 + [3e38]],
+    ids=str,
+)
+def test_any_knots_are_safe(knots):
+    """Knots are not checked on every call: whatever they hold, nothing is read out of range."""
+    case = Case(37, 3, 5)
+    t = make(case, torch.float32)
+    for k, value in enumerate(VALUES):
+        t.x[3 * k, k % 3] = value
+    t.grid = torch.tensor(knots, dtype=torch.float32).expand(3, -1)
+    for operator in OPERATORS:
+        for value in operator(triton_operators, t, case, 0):
+            assert value.shape[-1] in (0, 3, 5)
+
+
+@pytest.mark.parametrize("case", LARGER[2:], ids=str)
+def test_same_bits_every_time(case):
+    """Sums in parts have one order."""
+    t = make(case, torch.float32)
+    for operator in OPERATORS:
+        first, second = (operator(triton_operators, t, case, 0) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["x", "w", "coef", "scaler", "base_weight", "g"])
+def test_offsets_beyond_32_bits(name):
+    """Elements more than 2^31 apart."""
+    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    case = Case(3, 2, 2, K=2, G=2, weighted=True, scaled=True)
+    t = make(case, torch.bfloat16)
+    values = getattr(t, name)
+    strides = [8, 4, 1][-values.dim() :]
+    strides[0] = 2**31 // max(1, values.shape[0] - 1)
+    view = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=DEVICE).as_strided(values.shape, strides)
+    view.copy_(values)
+    on_device = t.on(DEVICE)
+    spread = dataclasses.replace(on_device, **{name: view})
+    with kk.use_backend("triton"):
+        for operator in OPERATORS:
+            for value, expected in zip(operator(ops, spread, case, 0), operator(ops, on_device, case, 0), strict=True):
+                assert torch.equal(value, expected), operator.__name__
+
+
+class Allocations(TorchDispatchMode):
+    """The bytes of the largest tensor that was made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        sizes = [t.nbytes for t in (result if isinstance(result, tuple | list) else (result,)) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+def test_nothing_of_the_bases_size_in_memory():
+    """Not in any operator: what is allocated is of the size of inputs, outputs and parameters."""
+    case = Case(700, 16, 8, weighted=True)
+    t = make(case, torch.float32)
+    on_device = t.on(DEVICE)
+    for operator in OPERATORS:
+        with Allocations() as seen:
+            operator(launch, on_device, case, 0)
+        assert 0 < seen.largest <= 4 * case.N * case.I < 4 * case.N * case.I * case.M
+
+
+def test_beyond_the_activations_derivatives(caplog):
+    """A visible fallback, with the reference's numbers."""
+    case = Case(9, 3, 5)
+    t = make(case, torch.float64)
+    for operator in OPERATORS[:3]:
+        for value, expected in zip(operator(triton_operators, t, case, 6), operator(reference, t, case, 6), strict=True):
+            torch.testing.assert_close(value, expected)
+    assert any("end with order 5" in reason for reason in kk.info().fallbacks.values())
+
+
+def test_compile():
+    """The operators are opaque to torch.compile."""
+    net = kk.KAN([3, 5, 2]).to(DEVICE)
+    x = torch.rand(9, 3, device=DEVICE)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with kk.use_backend("triton"):
+        torch.testing.assert_close(compiled(x), net(x))
+        gradients = torch.autograd.grad(compiled(x).square().sum(), net.parameters())
+    with kk.use_backend("reference"):
+        expected = torch.autograd.grad(net(x).square().sum(), net.parameters())
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_another_device_is_refused():
+    layer = kk.KANLinear(2, 3, device="meta")
+    refusal = r"x: expected a tensor on .* for backend 'triton', got one on meta"
+    with kk.use_backend("triton"), pytest.raises(ValueError, match=refusal):
+        layer(torch.empty(4, 2, device="meta"))
+
+
+@needs_gpu
+def test_a_model_on_the_gpu_runs_there_by_default():
+    assert kk.info().serves["cuda"] == "triton"
+    net = kk.KAN([3, 20, 2]).cuda()
+    x = torch.rand(65, 3, device="cuda", requires_grad=True)
+    before = dict(kk.info().fallbacks)
+    net(x).square().sum().backward()
+    assert kk.info().fallbacks == before
+    with kk.use_backend("reference"):
+        expected = torch.autograd.grad(net(x).square().sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(65, 3, 5), (300, 40, 70)], ids=str)
+def test_a_training_step_in_a_cuda_graph(shape):
+    """No step waits for the device, or a capture would fail."""
+    N, I, O = shape
+    layer = kk.KANLinear(I, O).cuda()
+    x = torch.rand(N, I, device="cuda", requires_grad=True)
+
+    def step():
+        return torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.rand(N, I))
+    graph.replay()
+    torch.cuda.synchronize()
+    for value, expected in zip(captured, step(), strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu():
+    """Kernels run where the tensors are, whatever device is current."""
+    layer = kk.KANLinear(5, 7).to("cuda:1")
+    x = torch.rand(9, 5, device="cuda:1")
+    with torch.cuda.device(0):
+        y = layer(x)
+    with kk.use_backend("reference"):
+        torch.testing.assert_close(y, layer(x))
+
+
+def test_tiny_layers_take_one_pass(monkeypatch):
+    """`spline_backward` of a small layer does not fall apart into two operators."""
+    monkeypatch.setattr(launch, "spline_backward_coef", None)
+    monkeypatch.setattr(launch, "spline_backward_input", None)
+    case = Case(129, 8, 32, scaled=True)
+    compare(backward, case, torch.float32, 0, triton_operators, 2)
