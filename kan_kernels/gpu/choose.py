@@ -38,7 +38,7 @@ def regime(operator: str, mode: str, N: int, I: int, O: int, K: int, M: int) -> 
     """
     if O >= WIDE_OUTPUTS and I >= 64 and N >= 1024 and mode in ("tf32", "bf16", "fp16"):
         return "wide"
-    if operator == "spline_backward" and I <= 8 and M <= 8 and O <= 64 and K >= 1 and mode != "fp64":
+    if operator == "spline_backward" and I <= 8 and M <= 8 and O <= 32 and K >= 1 and mode != "fp64":
         return "tiny"
     return "fused"
 
@@ -97,8 +97,9 @@ def backward_coef_tiles(mode: str, way: str, O: int) -> Tiles:
     return Tiles(32, BO, 16, 4 if mode == "fp64" else 8, 1 if way == "adaptive" else 2, 8 if BO >= 64 else 4)
 
 
-def tiny_tiles(mode: str, way: str, I: int, O: int) -> Tiles:
-    return Tiles(32, 32 if O <= 32 else 64, 2 if I <= 2 else 8, 8, 1, 4)
+def tiny_tiles(I: int) -> Tiles:
+    """Half of the columns for one or two features; more outputs would not stay in registers as three tf32."""
+    return Tiles(32, 32, 2 if I <= 2 else 8, 8, 1, 8)
 
 
 def tiny_split(N: int) -> tuple[int, int]:

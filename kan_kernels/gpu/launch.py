@@ -187,7 +187,7 @@ def _tiny_backward(
             tiny_backward_kernel[(S,)](
                 x, *x.stride(), g, *g.stride(), packed, tables.knots, tables.step, tables.origin, tables.uniform,
                 result, partial, N, I, O, T, M, rows, K=K, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiny_tiles(mode, way, I, O)), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiny_tiles(I)), **OPTIONS,
             )  # fmt: skip
         gradients.finish(partial, 0)
     return result, *gradients.tensors

@@ -26,7 +26,7 @@ def bases_kernel(
     origin,  # (I,)
     uniform,  # (I,)
     bases,  # out (N, features * M)
-    base,  # out (N, features): the base activation, or unused
+    base_values,  # out (N, features): the base activation, or unused
     N,
     I,
     T,
@@ -49,11 +49,11 @@ def bases_kernel(
     ws = (w, w_stride_n, w_stride_i)
     tables = (knots, step, origin, step, T)
     if knots_are_for(uniform, I, WAY, GUARDED):
-        _bases(xs, ws, tables, bases, base, N, M, first, features, K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, BN, BI, MC)
+        _bases(xs, ws, tables, bases, base_values, N, M, first, features, K, D, DEPTH, WEIGHTED, BASE, MODE, WAY, BN, BI, MC)
 
 
 @triton.jit
-def _bases(xs, ws, tables, bases, base, N, M, first, features,
+def _bases(xs, ws, tables, bases, base_values, N, M, first, features,
            K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, WEIGHTED: tl.constexpr, BASE: tl.constexpr,
            MODE: tl.constexpr, WAY: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr, MC: tl.constexpr):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
@@ -78,7 +78,7 @@ def _bases(xs, ws, tables, bases, base, N, M, first, features,
             tl.store(bases + at, operand(bases_tile(state, m0, M, K, D, WAY, MC), MODE), mask=keep)
     if BASE != "none":
         value = activation(x, D, BASE) * factor
-        tl.store(base + n[:, None] * features + inner[None, :], operand(value, MODE), mask=mask)
+        tl.store(base_values + n[:, None] * features + inner[None, :], operand(value, MODE), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "T", "M"])
