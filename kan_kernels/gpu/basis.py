@@ -67,7 +67,7 @@ def evaluate(x, i, tables, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr
     elif WAY == "uniform":
         s = tl.load(step + i)[None, :]
         near = tl.floor(x * s + tl.load(origin + i)[None, :] - 0.01)  # the interval or the one before
-        near = tl.minimum(tl.maximum(near, 0.0), T - 2.0).to(tl.int32)
+        near = tl.minimum(tl.where(near > 0.0, near, 0.0), T - 2.0).to(tl.int32)  # 0 for NaN, which must not index memory
         at = knots + (i * T)[None, :] + near
         low = tl.load(at)
         high = tl.load(at + 1)

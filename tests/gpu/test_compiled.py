@@ -39,7 +39,7 @@ TYPES = {
     "fp64": ("fp64", "fp64", "fp64"),
 }
 SMALL_TYPES = {"tf32x3": ("fp32", "fp32", "fp32"), "ieee": ("fp32", "fp32", "fp32")}
-MATRIX_INSTRUCTION = r"\b(?:HGMMA|HMMA|QGMMA|UTCHMMA|DMMA)\b"
+MATRIX_INSTRUCTION = r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,12 @@ def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], di
     return {k: "constexpr" if k in constants else v for k, v in plain.items()}, constants, attributes
 
 
-def compile_for(one: Configuration, target: str):
+def compile_for(one: Configuration, target: str, ones: tuple[str, ...] = ()):
+    """ones: arguments that are 1, which Triton makes constants of."""
     types, constants, attributes = signature(one)
+    for name in set(ones) & set(types):
+        types[name], constants[name] = "constexpr", 1
+        attributes.pop((one.kernel.arg_names.index(name),), None)
     if TARGETS[target].backend == "hip" and "STAGES" in constants:
         constants |= {"STAGES": 1}  # as `Tiles.options` has it
     source = ASTSource(one.kernel, types, constants, attributes)
@@ -167,15 +171,17 @@ def compile_for(one: Configuration, target: str):
 
 
 def read_nvidia(kernel, tmp_path: Path) -> dict[str, int]:
-    """Registers, spills and matrix instructions of the binary."""
+    """Registers, spills and matrix instructions of the binary; without a stack there is nothing to spill to."""
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
     shown = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], capture_output=True, text=True, check=True)
-    code = kernel.asm["sass"]
+    registers, stack, local = (
+        int(re.search(rf"{what}:(\d+)", shown.stdout + shown.stderr).group(1)) for what in ("REG", "STACK", "LOCAL")
+    )
     return {
-        "registers": int(re.search(r"REG:(\d+)", shown.stdout + shown.stderr).group(1)),
-        "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
-        "products": len(re.findall(MATRIX_INSTRUCTION, code)),
+        "registers": registers,
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", kernel.asm["sass"])) if stack or local else 0,
+        "products": len(re.findall(MATRIX_INSTRUCTION, kernel.asm["ptx"])),
         "tensor memory": getattr(kernel.metadata, "tmem_size", 0) or 0,
     }
 
@@ -191,8 +197,8 @@ def read_amd(kernel) -> dict[str, int]:
 
 
 # Spilled loads and stores that are put up with. All but the second: ptxas keeps to so few registers that another block fits
-# the multiprocessor, and spills a few; told not to (maxnreg=255) it spills none, takes up to twice the registers and loses that
-# block. The second has all 255; half the rows have no spills and read the weights twice as often.
+# the multiprocessor, and spills a few; told not to (maxnreg=255) it spills none, takes up to twice the registers and loses
+# that block. The second has all 255; half the rows have no spills and read the weights twice as often.
 SPILLS = {
     ("sm_80", "forward-tf32-K3-SLICES0-BO32-BI8-MC8-D0-WAYdirect"): 3,
     ("sm_80", "forward-tf32-K3-SLICES8-BO128-BI16-MC1-D0-WAYdirect"): 11,
@@ -251,6 +257,18 @@ def test_small_and_wide_layers(target, one, tmp_path):
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_of_a_parameters_size(target, one, tmp_path):
     check(target, one, tmp_path, products=False)
+
+
+@pytest.mark.parametrize("ones", [("I",), ("O",), ("I", "O")], ids=str)
+def test_sizes_of_one(ones):
+    """Every kernel takes constants for its sizes."""
+    kernels: dict[object, Configuration] = {}
+    for one in training_steps() + small_and_wide("sm_90") + parameter_kernels():
+        if not dict(one.constants).get("SLICES"):  # which takes 16 features or more
+            kernels.setdefault(one.kernel, one)
+    assert len(kernels) == 10
+    for one in kernels.values():
+        compile_for(one, "sm_90", ones)
 
 
 @pytest.mark.parametrize("one", other_orders(), ids=str)
