@@ -28,7 +28,7 @@ test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 
 # On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
 gpu:
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py -n 8 $(ARGS)
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py -n 8 -W ignore $(ARGS)
 	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
 # The kernels under AddressSanitizer and UBSan, in a build of their own.

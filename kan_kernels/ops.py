@@ -84,16 +84,17 @@ def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
 
 def _register_triton() -> str:
     """Let the Triton kernels serve their devices; why they cannot. Triton itself is imported with the first call."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
     for name in _SCHEMAS:
         _library.impl(name, functools.partial(_launch, name), "CUDA")
         if _interpreted:
             _library.impl(name, functools.partial(_interpret, name), "CPU")
-    return ""
+    return "" if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
 def _launch(name: str, *arguments: Any) -> Any:
+    if triton_missing:
+        fallbacks.note("the GPU runs on the reference", triton_missing)
+        return getattr(reference, name)(*arguments)
     from .gpu import launch
 
     return getattr(launch, name)(*arguments)

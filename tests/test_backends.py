@@ -94,6 +94,26 @@ print(kk.info())
     assert "backend: 'cpp' is not available: not built" in refused.stderr
 
 
+def test_without_triton():
+    """What a GPU's tensors would fall back to, and that it would be seen; triton itself is imported with the first of them."""
+    code = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+import torch, kan_kernels as kk
+from kan_kernels import ops, reference
+assert "triton" not in sys.modules
+layer, x = kk.KANLinear(3, 2), torch.rand(4, 3)
+arguments = (x, None, layer.coef.detach(), None, layer.grid, None, "silu", 0)
+assert torch.equal(ops._launch("spline_forward", *arguments), reference.spline_forward(*arguments))
+print(kk.info())
+"""
+    done = run_python(code)
+    assert "not triton    triton is not installed" in done.stdout, done.stderr
+    assert "cuda          reference" in done.stdout
+    assert "the GPU runs on the reference: triton is not installed" in done.stdout
+
+
 def test_a_broken_extension_is_a_logged_fallback(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "kan_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "kan_kernels" / "_C.abi3.so").write_text("not a library")

@@ -178,7 +178,7 @@ def _tiny_backward(
         mode = exact_mode()
     S, rows = tiny_split(N)
     with torch.cuda.device_of(x):
-        tables = prepare_knots(x, grid, K, 0, mode)
+        tables = prepare_knots(x, grid, K, 1, mode)
         packed = pack(coef, scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
         result = x.new_empty(N, I)
         partial = tables.step.new_empty(S, M + 1, I, O)

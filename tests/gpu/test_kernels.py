@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 import kan_kernels as kk
 from kan_kernels import ops, reference
-from kan_kernels.gpu import choose, launch
+from kan_kernels.gpu import choose, launch, prepare
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -164,6 +164,20 @@ def test_the_regimes():
     assert choose.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
     assert choose.forward_split("bf16", 256, 784, 64, 8)[0] > 1
     assert choose.forward_split("bf16", 65536, 64, 64, 8)[0] == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
+def test_a_layers_own_knots_are_equidistant(dtype):
+    """The default layer's knots, rounded to its type, take the way for equidistant knots in a training step."""
+    layer = kk.KANLinear(3, 2, dtype=dtype).to(DEVICE)
+    mode = prepare.mode_of(dtype)
+    orders = (0,) if dtype is torch.float16 else (0, 1)
+    for D in orders:
+        tables = prepare.prepare_knots(layer.coef[:, :, 0], layer.grid, 3, D, mode)
+        assert tables.uniform.tolist() == [1, 1, 1]
+    bent = layer.grid.clone()
+    bent[1, 5] += 0.1
+    assert prepare.prepare_knots(layer.coef[:, :, 0], bent, 3, 0, mode).uniform.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("derivatives", [first_order, second_order], ids=lambda f: f.__name__)
