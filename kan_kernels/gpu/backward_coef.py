@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit, weighted
-from .product import dot, finite, operand, power_of_two, rest
+from .product import dot, finite, operand, power_of_two, rest, unscaled
 from .tiles import column_bounds, knots_are_for, load_tile
 
 
@@ -102,10 +102,11 @@ def _bases(xs, ws, gs, tables, part, block, m0, end, rows, first, features, O, M
             state = weighted(state, factor, WAY)
         a = bases_tile(state, m0, M, K, D, WAY, MC)
         acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, MC * BI, False)
-    if MODE == "fp16x3":
-        acc = acc * g_inverse[:, None]
     if SCALED:
-        acc = tl.reshape(tl.reshape(acc, (BO, BI, MC)) * inverse[None, :, None], (BO, MC * BI))
+        of_columns = tl.reshape(tl.broadcast_to(inverse[:, None], (BI, MC)), (MC * BI,))
+        acc = unscaled(acc, g_inverse[:, None], of_columns[None, :])
+    elif MODE == "fp16x3":
+        acc = acc * g_inverse[:, None]
     column = tl.arange(0, MC * BI)
     m = (m0 + column % MC).to(tl.int64)
     inner = block * BI + column // MC
@@ -139,7 +140,7 @@ def _base(xs, ws, gs, tables, part, block, end, rows, first, features, O, M,
             a = a * scale[None, :]
         acc = _add_product(gs, n, n < end, o, O, g_scale, a, acc, MODE, BO, WIDTH, True)
     if MODE == "fp16x3":
-        acc = acc * g_inverse[:, None] * inverse[None, :]
+        acc = unscaled(acc, g_inverse[:, None], inverse[None, :])
     row = M.to(tl.int64) * features + inner
     tl.store(part + row[None, :] * O + o[:, None], acc, mask=mask_i[None, :] & (o < O)[:, None])
 

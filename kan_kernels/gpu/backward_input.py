@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .basis import activation, bases_tile, evaluate, unit
-from .product import power_of_two, split_dot
+from .product import power_of_two, split_dot, unscaled
 from .tiles import knots_are_for, load_tile
 
 
@@ -57,8 +57,10 @@ def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
                     WAY: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, MC: tl.constexpr,
                     STAGES: tl.constexpr):  # fmt: skip
     compute = tables[1].dtype.element_ty
-    begin = tl.program_id(1) * BI
-    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    # Neighbours share rows of g.
+    blocks = tl.cdiv(I, BI)
+    begin = (tl.program_id(0) % blocks) * BI
+    n = (tl.program_id(0) // blocks).to(tl.int64) * BN + tl.arange(0, BN)
     mask_n = n < N
     i = begin + tl.arange(0, BI)
     mask = mask_n[:, None] & (i < I)[None, :]
@@ -71,7 +73,6 @@ def _backward_input(xs, gs, weights, tables, result, N, I, O, M,
             gradient = load_tile(gs, n, o, mask_n[:, None] & (o < O)[None, :])
             bound = tl.maximum(bound, tl.max(tl.abs(gradient.to(tl.float32)), axis=1))
         scale, inverse = power_of_two(bound)
-        inverse = inverse * tl.load(weights[2])
     total = tl.zeros((BN, BI), compute)
     if D <= K:
         column = tl.arange(0, MC * BI)
@@ -116,5 +117,5 @@ def _product(gs, weights, n, mask_n, scale, inverse, row, mask_row, O,
         else:
             acc = split_dot(gradient, b, b, acc, MODE)
     if MODE == "fp16x3":
-        acc = acc * inverse[:, None]
+        acc = unscaled(acc, inverse[:, None], tl.load(weights[2]))
     return acc

@@ -63,10 +63,10 @@ def evaluate(x, i, tables, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr
         scale = _root_of_factorial(K - D)
         s = tl.load(step + i)[None, :] * scale
         # x - x is NaN where the reference is: for NaN and infinite x
-        state = (x * s + (tl.load(origin + i) * scale)[None, :] + (x - x),)
+        state = ((x - tl.load(origin + i)[None, :]) * s + (x - x),)
     elif WAY == "uniform":
         s = tl.load(step + i)[None, :]
-        near = tl.floor(x * s + tl.load(origin + i)[None, :] - 0.01)  # the interval or the one before
+        near = tl.floor((x - tl.load(origin + i)[None, :]) * s - 0.5)  # the interval or the one before
         near = tl.minimum(tl.where(near > 0.0, near, 0.0), T - 2.0).to(tl.int32)  # 0 for NaN, which must not index memory
         at = knots + (i * T)[None, :] + near
         low = tl.load(at)

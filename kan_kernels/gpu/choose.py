@@ -77,7 +77,7 @@ def forward_tiles(mode: str, way: str, I: int, O: int, M: int) -> Tiles:
     return Tiles(BN, BO, forward_features(I, M), forward_bases(I, M), stages, 8)
 
 
-def forward_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int]:
+def forward_split(N: int, I: int, O: int, M: int) -> tuple[int, int]:
     """Into how many parts to split the sum over features, and the blocks of BI in each."""
     blocks = ceil_div(I, forward_features(I, M))
     programs = ceil_div(N, 64) * ceil_div(O, 128)
@@ -109,14 +109,14 @@ def tiny_split(N: int) -> tuple[int, int]:
     return ceil_div(blocks, of_part), of_part * 32
 
 
-def bases_tiles(way: str) -> Tiles:
-    """Of the kernels that read or write bases in memory."""
-    return Tiles(32, 0, 16, 8, 1, 4)
+# Of the kernels that read or write bases in memory
+BASES_TILES = Tiles(BN=32, BO=0, BI=16, MC=8, STAGES=1, num_warps=4)
 
 
-def wide_rows(N: int, row_bytes: int) -> int:
-    """Rows of a part of the bases that fits the scratch."""
-    return min(N, max(128, WIDE_SCRATCH_BYTES // row_bytes // 128 * 128))
+def wide_part(count: int, bytes_of_one: int) -> int:
+    """Rows, or features with all their rows, of a part of the bases that fits the scratch."""
+    fit = WIDE_SCRATCH_BYTES // bytes_of_one
+    return min(count, max(1, fit // 128 * 128 if fit > 128 else fit))
 
 
 def backward_coef_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int, int]:

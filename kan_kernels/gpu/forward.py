@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .basis import activation, bases_tile, basis_slice, evaluate, unit, weighted
-from .product import power_of_two, split_dot
+from .product import power_of_two, split_dot, unscaled
 from .tiles import knots_are_for, load_tile, row_bounds
 
 
@@ -133,8 +133,8 @@ def _forward(xs, ws, weights, tables, y, N, I, O, M, blocks,
         else:
             acc = tile
     if SCALED:
-        acc = acc * inverse[:, None]
-    if MODE == "fp16x3":
+        acc = unscaled(acc, inverse[:, None], tl.load(weights[2]))
+    elif MODE == "fp16x3":
         acc = acc * tl.load(weights[2])
     at = y + (tl.program_id(2).to(tl.int64) * N + n[:, None]) * O + o[None, :]
     tl.store(at, acc.to(y.dtype.element_ty), mask=mask_n[:, None] & mask_o[None, :])

@@ -59,7 +59,7 @@ def spline_forward(
         return x.new_empty(0, O)
     K, mode = spline_order(M, T), mode_of(x.dtype)
     with torch.cuda.device_of(x):
-        S, of_program = forward_split(mode, N, I, O, M)
+        S, of_program = forward_split(N, I, O, M)
         tables = prepare_knots(x, grid, K, derivative, mode)
         if regime("spline_forward", mode, N, I, O, K, M) == "wide":
             effective = reference.scaled(coef, scaler)
@@ -102,7 +102,7 @@ def spline_backward_input(
         packed = pack(coef, scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1)))
         for way, guarded in ways_of(mode, K, derivative):
             tiles = backward_input_tiles(mode, way)
-            backward_input_kernel[(ceil_div(N, tiles.BN), ceil_div(I, tiles.BI))](
+            backward_input_kernel[(ceil_div(N, tiles.BN) * ceil_div(I, tiles.BI),)](
                 x, *x.stride(), g, *g.stride(), *packed, tables.knots, tables.step, tables.origin, tables.uniform, result,
                 N, I, O, T, M, K=K, D=derivative, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
                 MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles), **OPTIONS,

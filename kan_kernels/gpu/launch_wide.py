@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from .choose import bases_tiles, ceil_div, wide_rows
+from .choose import BASES_TILES, ceil_div, wide_part
 from .prepare import OPERANDS, OPTIONS, Gradients, Knots, base_name, search_depth, ways_of
 from .wide import bases_kernel, contract_kernel
+
+_CONSTANTS = {name: getattr(BASES_TILES, name) for name in ("BN", "BI", "MC", "num_warps")} | OPTIONS
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -26,11 +28,10 @@ def _bases(
     values = bases.new_empty(N, features if base != "none" else 0)
     weight = x if w is None else w
     for way, guarded in ways_of(mode, K, D):
-        tiles = bases_tiles(way)
-        bases_kernel[(ceil_div(N, tiles.BN), ceil_div(features, tiles.BI))](
+        bases_kernel[(ceil_div(N, BASES_TILES.BN), ceil_div(features, BASES_TILES.BI))](
             x, *x.stride(), weight, *weight.stride(), tables.knots, tables.step, tables.origin, tables.uniform, bases, values,
             N, I, T, M, first, features, K=K, D=D, DEPTH=search_depth(T), WEIGHTED=w is not None, BASE=base, MODE=mode,
-            WAY=way, GUARDED=guarded, BN=tiles.BN, BI=tiles.BI, MC=tiles.MC, num_warps=tiles.num_warps, **OPTIONS,
+            WAY=way, GUARDED=guarded, **_CONSTANTS,
         )  # fmt: skip
     return bases, values
 
@@ -42,7 +43,7 @@ def forward(
     (N, I), (_, M, O), operand = x.shape, coef.shape, OPERANDS[mode]
     y = x.new_empty(N, O)
     matrix = coef.to(operand).reshape(I * M, O)
-    rows = wide_rows(N, I * (M + 1) * operand.itemsize + 2 * O * 4)
+    rows = wide_part(N, I * (M + 1) * operand.itemsize + 2 * O * 4)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
         some_w = None if w is None else w[part]
@@ -60,18 +61,17 @@ def backward_input(
     (N, I), (_, M, O), T, operand = x.shape, coef.shape, tables.knots.shape[1], OPERANDS[mode]
     result = x.new_empty(N, I)
     matrix = coef.to(operand).reshape(I * M, O).t()
-    rows = wide_rows(N, I * (M + 1) * 4 + O * operand.itemsize)
+    rows = wide_part(N, I * (M + 1) * 4 + O * operand.itemsize)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
         xs, gs, some = x[part], g[part].to(operand), result[part]
         along = _product(gs, matrix) if D <= K else some
         along_base = some if base_weight is None else _product(gs, base_weight.to(operand).t())
         for way, guarded in ways_of(mode, K, D):
-            tiles = bases_tiles(way)
-            contract_kernel[(ceil_div(len(xs), tiles.BN), ceil_div(I, tiles.BI))](
+            contract_kernel[(ceil_div(len(xs), BASES_TILES.BN), ceil_div(I, BASES_TILES.BI))](
                 xs, *xs.stride(), tables.knots, tables.step, tables.origin, tables.uniform, along, along_base, some,
                 len(xs), I, T, M, K=K, D=D, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                WAY=way, GUARDED=guarded, BN=tiles.BN, BI=tiles.BI, MC=tiles.MC, num_warps=tiles.num_warps, **OPTIONS,
+                WAY=way, GUARDED=guarded, **_CONSTANTS,
             )  # fmt: skip
     return result
 
@@ -86,7 +86,7 @@ def backward_coef(
     coef_gradient, scaler_gradient, base_gradient = gradients.tensors
     base = activation if need_base else "none"
     operands = g.to(operand)
-    features = wide_rows(I, N * (M + 1) * operand.itemsize + 2 * M * O * 4)
+    features = wide_part(I, N * (M + 1) * operand.itemsize + 2 * M * O * 4)
     for i in range(0, I, features):
         part = slice(i, min(i + features, I))
         bases, values = _bases(x, w, tables, K, M, base, D, mode, i, part.stop - i)

@@ -34,10 +34,19 @@ OPTIONS = {} if os.environ.get("TRITON_INTERPRET", "0") == "1" else {"enable_fp_
 def mode_of(dtype: torch.dtype) -> str:
     """The products' precision: for float32 what torch's settings ask of matrix products on this device."""
     if dtype is torch.float32:
-        if torch.backends.cuda.matmul.fp32_precision == "tf32":
-            return "bf16" if torch.get_float32_matmul_precision() == "medium" else "tf32"
-        return "fp16x3"
+        return {"high": "tf32", "medium": "bf16"}.get(_float32_precision(), "fp16x3")
     return {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def _float32_precision() -> str:
+    """torch's choice for matrix products on this device. Only its older setting knows "medium", and refuses to tell where the
+    newer one was used."""
+    if torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "highest"
+    try:
+        return "medium" if torch.get_float32_matmul_precision() == "medium" else "high"
+    except RuntimeError:
+        return "high"
 
 
 def ways_of(mode: str, K: int, D: int) -> list[tuple[str, bool]]:
@@ -125,7 +134,7 @@ def pack(coef: Tensor, scaler: Tensor | None, base: Tensor | None, mode: str, la
         weights.largest_kernel[(programs,)](
             coef, some_scaler, some_base, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS
         )
-    weights.pack_kernel[(ceil_div(I, 32) * ceil_div(O, 32), layout.slices + 1)](
+    weights.pack_kernel[(ceil_div(I, 32) * ceil_div(O, 32) * (layout.slices + 1),)](
         coef, some_scaler, some_base, largest, packed, packed_rest, inverse_scale, *strides,
         *layout.strides, layout.slices * I * O, *layout.base_strides, I, M, O,
         TRANSPOSED=layout.base_strides[0] == 1, MODE=mode, PROGRAMS=programs, BI=32, BO=32, num_warps=4, **has, **OPTIONS,
@@ -149,6 +158,7 @@ class Gradients:
         I, M, O = shape
         self.coef = x.new_empty(1, 1, 1) if coef is None else coef
         self.scaler = self.coef[:, 0] if scaler is None else scaler
+        needs = needs[0], needs[1] and coef is not None, needs[2]  # as the reference
         self.M, self.O, self.needs, self.scaled = M, O, needs, scaler is not None
         shapes = (I, M, O), (I, O), (I, O)
         coef_gradient, scaler_gradient, base_gradient = (

@@ -74,3 +74,9 @@ def power_of_two(bound):
     exponent = (bound.to(tl.int32, bitcast=True) >> 23) & 255
     scale = tl.minimum(tl.maximum(268 - exponent, 1), 253)
     return (scale << 23).to(tl.float32, bitcast=True), ((254 - scale) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def unscaled(acc, inverse, other):
+    """acc times two inverse scales that broadcast: the smaller first, so that nothing overflows on the way."""
+    return acc * tl.minimum(inverse, other) * tl.maximum(inverse, other)

@@ -36,7 +36,8 @@ def weight_bounds(w, x, steepness, D: tl.constexpr, SPLINE: tl.constexpr, BASE: 
         bound += steepness
     if BASE != "none":
         if D == 0:
-            bound = tl.maximum(bound, tl.abs(x))  # |b(x)| <= |x|
+            # SiLU's least value is -0.2785: a far negative input is no reason to scale its row away.
+            bound = tl.maximum(bound, tl.where((x > 0) | (BASE == "identity"), tl.abs(x), 0.28))
         else:
             bound = tl.maximum(bound, 1.1)
     return bound * tl.abs(w)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .product import operand, power_of_two, rest
+from .product import finite, operand, power_of_two, rest
 
 
 @triton.jit(do_not_specialize=["I", "T", "K", "D"])
@@ -11,7 +11,7 @@ def knots_kernel(
     grid,  # (I, T), any strides
     knots,  # out (I, T)
     step,  # out (I,): one over the knots' distance
-    origin,  # out (I,): minus the first knot, in steps
+    origin,  # out (I,): the first knot
     steepness,  # out (I,): a bound of the D-th derivative of any basis
     uniform,  # out (I,) int32: whether the knots are equidistant, up to `tolerance` steps
     grid_stride_i,
@@ -37,7 +37,8 @@ def knots_kernel(
         mask = mask_i[:, None] & (t < T)[None, :]
         knot = tl.load(row[:, None] + t[None, :].to(tl.int64) * grid_stride_t, mask=mask, other=0.0).to(compute)
         tl.store(knots + i[:, None] * T + t[None, :], knot, mask=mask)
-        away = tl.abs(knot - (first[:, None] + t[None, :].to(compute) * distance[:, None]))
+        # Differences are exact where the knots are far from 0, and sums would be rounded as the knots were.
+        away = tl.abs((knot - first[:, None]) - t[None, :].to(compute) * distance[:, None])
         farthest = tl.maximum(farthest, tl.max(tl.where(mask, away, 0.0), axis=1))
     # B^(D) of degree K is K/span times a difference of two B^(D-1) of degree K-1, which takes D such steps.
     bound = tl.full((BI,), 1.0, compute)
@@ -48,13 +49,13 @@ def knots_kernel(
             mask = mask_i[:, None] & (t < T - k)[None, :]
             at = row[:, None] + t[None, :].to(tl.int64) * grid_stride_t
             left = tl.load(at, mask=mask, other=0.0).to(compute)
-            right = tl.load(at + k * grid_stride_t, mask=mask, other=0.0).to(compute)
+            at = row[:, None] + (t + k)[None, :].to(tl.int64) * grid_stride_t
+            right = tl.load(at, mask=mask, other=0.0).to(compute)
             narrowest = tl.minimum(narrowest, tl.min(tl.where(right > left, right - left, narrowest[:, None]), axis=1))
         bound = bound * (2.0 * k / narrowest)
-    steps = 1.0 / distance
     is_uniform = (distance > 0) & (farthest <= tolerance * distance)
-    tl.store(step + i, steps, mask=mask_i)
-    tl.store(origin + i, -first * steps, mask=mask_i)
+    tl.store(step + i, 1.0 / distance, mask=mask_i)
+    tl.store(origin + i, first, mask=mask_i)
     tl.store(steepness + i, bound, mask=mask_i)
     tl.store(uniform + i, is_uniform.to(tl.int32), mask=mask_i)
 
@@ -95,7 +96,7 @@ def largest_kernel(
             o = (o0 + tl.arange(0, BO).to(tl.int64))[None, :]
             mask = (row < rows)[:, None] & (o < O)
             weight = _weight(matrices, i, m, o, mask, M, SCALED, HAS_BASE)
-            found = tl.maximum(found, tl.abs(weight))
+            found = tl.maximum(found, tl.abs(finite(weight)))
     tl.store(largest + tl.program_id(0), tl.max(tl.max(found, axis=1), axis=0))
 
 
@@ -153,10 +154,11 @@ def pack_kernel(
     BO: tl.constexpr,
 ):
     tiles = tl.cdiv(O, BO)
-    pid = tl.program_id(0)
+    of_slice = tl.cdiv(I, BI) * tiles
+    pid = tl.program_id(0) % of_slice
     # Slices 0 ... M-1 are the bases, the last is the base; those between are padding.
-    is_base = tl.program_id(1) == tl.num_programs(1) - 1
-    slice_ = tl.program_id(1).to(tl.int64)
+    is_base = tl.program_id(0) >= tl.num_programs(0) - of_slice
+    slice_ = (tl.program_id(0) // of_slice).to(tl.int64)
     m = tl.where(is_base, M, tl.where(slice_ < M, slice_, M + 1)) + tl.zeros((1, 1), tl.int64)
     i = (pid // tiles).to(tl.int64) * BI + tl.arange(0, BI)
     o = (pid % tiles).to(tl.int64) * BO + tl.arange(0, BO)
@@ -182,7 +184,7 @@ def pack_kernel(
     high = operand(weight, MODE)
     tl.store(packed + at, high, mask=mask)
     if MODE == "fp16x3":
-        tl.store(packed_rest + at, rest(weight, high), mask=mask)
+        tl.store(packed_rest + at, rest(finite(weight), finite(high)), mask=mask)
 
 
 @triton.jit(do_not_specialize=["first", "M"])
@@ -217,11 +219,12 @@ def finish_kernel(
     compute = summed.dtype.element_ty
     if NEED_COEF or NEED_SCALER:
         total = tl.zeros((BO,), compute)
+        at = coef + i * coef_stride_i + o * coef_stride_o
         for m in range(M):
             gradient = tl.load(summed + (m * I + inner) * O + o, mask=mask, other=0.0)
             if NEED_SCALER:
-                at = coef + i * coef_stride_i + m * coef_stride_m + o * coef_stride_o
                 total += gradient * tl.load(at, mask=mask, other=0.0).to(compute)
+                at += coef_stride_m
             if NEED_COEF:
                 if SCALED:
                     factor = tl.load(scaler + i * scaler_stride_i + o * scaler_stride_o, mask=mask, other=0.0)

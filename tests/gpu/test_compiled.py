@@ -112,7 +112,7 @@ def small_and_wide(target: str) -> list[Configuration]:
                 found.setdefault(str(one), one)
             for kernel in (bases_kernel, contract_kernel):
                 if mode != exact:
-                    one = configuration(kernel, mode, choose.bases_tiles(way), WAY=way, GUARDED=guarded, D=1)
+                    one = configuration(kernel, mode, choose.BASES_TILES, WAY=way, GUARDED=guarded, D=1)
                     found.setdefault(str(one), one)
     return list(found.values())
 
