@@ -1,6 +1,7 @@
 """The operators on tensors: scratch, strides and grids around the kernels. Arguments and results as in `reference.py`."""
 
 import torch
+import triton
 from torch import Tensor
 
 from .. import fallbacks, reference
@@ -37,6 +38,7 @@ from .prepare import (
 )
 from .tiny import tiny_backward_kernel
 
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 MAX_DERIVATIVE = 5  # of the base activation in `basis.py`; a third nested derivative's gradients need the fourth
 
 
@@ -48,11 +50,21 @@ def _beyond(derivative: int, base_weight: Tensor | None) -> bool:
     return True
 
 
+def _compiles_to_a_trap(x: Tensor) -> bool:
+    """Whether Triton is too old for Blackwell: before 3.9 a forward's products take more tensor memory than there is."""
+    if not x.is_cuda or torch.version.hip is not None or torch.cuda.get_device_capability(x.device) < (10, 0):
+        return False
+    if _TRITON >= (3, 9):
+        return False
+    fallbacks.note("the forward on Blackwell runs on the reference", f"triton {triton.__version__} is older than 3.9")
+    return True
+
+
 def spline_forward(
     x: Tensor, w: Tensor | None, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None,
     activation: str, derivative: int,
 ) -> Tensor:  # fmt: skip
-    if _beyond(derivative, base_weight):
+    if _beyond(derivative, base_weight) or _compiles_to_a_trap(x):
         return reference.spline_forward(x, w, coef, scaler, grid, base_weight, activation, derivative)
     (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
     if N == 0:

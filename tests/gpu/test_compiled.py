@@ -232,6 +232,12 @@ if triton.__version__.startswith("3.6."):
     SPILLS |= SPILLS_OF_TRITON_36
 
 
+def fills_a_warpgroup(one: Configuration) -> bool:
+    """Whether the products have the 64 rows that Hopper's take, of types they take."""
+    rows = {"forward": "BN", "backward_input": "BN", "backward_coef": "BO"}.get(one.name)
+    return rows is not None and dict(one.constants)[rows] >= 64 and one.mode != "fp64"
+
+
 def check(target: str, one: Configuration, tmp_path: Path, products: bool = True) -> None:
     kernel = compile_for(one, target)
     found = read_amd(kernel) if target == "gfx942" else read_nvidia(kernel, tmp_path)
@@ -239,6 +245,8 @@ def check(target: str, one: Configuration, tmp_path: Path, products: bool = True
     assert found["tensor memory"] <= TENSOR_MEMORY_COLUMNS, "the kernel would trap"
     assert found["registers"] > 16 or not products, "the body was thrown away"
     assert found["products"] > 0 or not products, "no tensor cores"
+    if target == "sm_90" and fills_a_warpgroup(one):
+        assert "wgmma.mma_async" in kernel.asm["ptx"], "not Hopper's products"
     assert found["spills"] <= SPILLS.get((target, str(one)), 0), found
 
 
