@@ -57,29 +57,29 @@ def forward_unrolled(I: int, M: int) -> int:
     return M if I >= 16 and M <= UNROLLED_BASES else 0
 
 
-def forward_features(I: int, M: int) -> int:
+def forward_features(I: int, unrolled: int) -> int:
     """BI, the same for every mode and way: the sum over features is split by blocks of it."""
-    return 16 if forward_unrolled(I, M) else 8 if I > 2 else 2
+    return 16 if unrolled else 8 if I > 2 else 2
 
 
-def forward_bases(I: int, M: int) -> int:
+def forward_bases(unrolled: int) -> int:
     """MC."""
-    return 1 if forward_unrolled(I, M) else 8
+    return 1 if unrolled else 8
 
 
-def forward_tiles(mode: str, way: str, I: int, O: int, M: int) -> Tiles:
-    adaptive, unrolled = way == "adaptive", forward_unrolled(I, M) > 0
+def forward_tiles(mode: str, way: str, I: int, O: int, unrolled: int) -> Tiles:
+    adaptive, BI, MC = way == "adaptive", forward_features(I, unrolled), forward_bases(unrolled)
     if mode == "fp64":
-        return Tiles(32, 32, forward_features(I, M), forward_bases(I, M), 1, 8)
+        return Tiles(32, 32, BI, MC, 1, 8)
     BO = 32 if O <= 32 else 128 if unrolled else 64
     BN = 64 if mode == "fp16x3" or adaptive or not unrolled else 128
     stages = 1 if adaptive or (mode == "fp16x3" and not unrolled) else 2
-    return Tiles(BN, BO, forward_features(I, M), forward_bases(I, M), stages, 8)
+    return Tiles(BN, BO, BI, MC, stages, 8)
 
 
-def forward_split(N: int, I: int, O: int, M: int) -> tuple[int, int]:
+def forward_split(N: int, I: int, O: int, unrolled: int) -> tuple[int, int]:
     """Into how many parts to split the sum over features, and the blocks of BI in each."""
-    blocks = ceil_div(I, forward_features(I, M))
+    blocks = ceil_div(I, forward_features(I, unrolled))
     programs = ceil_div(N, 64) * ceil_div(O, 128)
     of_program = ceil_div(blocks, splits(programs, blocks))
     return ceil_div(blocks, of_program), of_program

@@ -50,42 +50,43 @@ def _beyond(derivative: int, base_weight: Tensor | None) -> bool:
     return True
 
 
-def _compiles_to_a_trap(x: Tensor) -> bool:
-    """Whether Triton is too old for Blackwell: before 3.9 a forward's products take more tensor memory than there is."""
-    if not x.is_cuda or torch.version.hip is not None or torch.cuda.get_device_capability(x.device) < (10, 0):
-        return False
-    if _TRITON >= (3, 9):
-        return False
-    fallbacks.note("the forward on Blackwell runs on the reference", f"triton {triton.__version__} is older than 3.9")
-    return True
+def _unrolled(x: Tensor, w: Tensor | None, M: int) -> int:
+    """`forward_unrolled` where Triton can: before 3.9 it fails on w of half types, and on Blackwell takes more tensor memory
+    than there is."""
+    if _TRITON < (3, 9):
+        nvidia = x.is_cuda and torch.version.hip is None
+        if w is not None or (nvidia and torch.cuda.get_device_capability(x.device) >= (10, 0)):
+            return 0
+    return forward_unrolled(x.shape[1], M)
 
 
 def spline_forward(
     x: Tensor, w: Tensor | None, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None,
     activation: str, derivative: int,
 ) -> Tensor:  # fmt: skip
-    if _beyond(derivative, base_weight) or _compiles_to_a_trap(x):
+    if _beyond(derivative, base_weight):
         return reference.spline_forward(x, w, coef, scaler, grid, base_weight, activation, derivative)
     (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
     if N == 0:
         return x.new_empty(0, O)
     K, mode = spline_order(M, T), mode_of(x.dtype)
     with torch.cuda.device_of(x):
-        S, of_program = forward_split(N, I, O, M)
+        unrolled = _unrolled(x, w, M)
+        S, of_program = forward_split(N, I, O, unrolled)
         tables = prepare_knots(x, grid, K, derivative, mode)
         if regime("spline_forward", mode, N, I, O, K, M) == "wide":
             effective = reference.scaled(coef, scaler)
             return launch_wide.forward(x, w, effective, tables, base_weight, activation, K, derivative, mode)
-        if unrolled := forward_unrolled(I, M):
+        if unrolled:
             layout = Layout(M, (1, O * I, I), (1, I))
         else:
-            padded = ceil_div(M, forward_bases(I, M)) * forward_bases(I, M)
+            padded = ceil_div(M, forward_bases(unrolled)) * forward_bases(unrolled)
             layout = Layout(padded, (padded, 1, I * padded), (1, I))
         packed = pack(coef, scaler, base_weight, mode, layout)
         y = x.new_empty(N, O) if S == 1 else tables.step.new_empty(S, N, O)
         weight = x if w is None else w
         for way, guarded in ways_of(mode, K, derivative):
-            tiles = forward_tiles(mode, way, I, O, M)
+            tiles = forward_tiles(mode, way, I, O, unrolled)
             forward_kernel[(ceil_div(N, tiles.BN), ceil_div(O, tiles.BO), S)](
                 x, *x.stride(), weight, *weight.stride(), *packed, *tables, y, N, I, O, T, M, of_program,
                 K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None,

@@ -39,6 +39,7 @@ TYPES = {
     "fp64": ("fp64", "fp64", "fp64"),
 }
 SMALL_TYPES = {"tf32x3": ("fp32", "fp32", "fp32"), "ieee": ("fp32", "fp32", "fp32")}
+OLD_TRITON = triton.__version__.startswith("3.6.")
 MATRIX_INSTRUCTION = r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b"
 
 
@@ -70,13 +71,15 @@ def ways(found: dict[str, Configuration], mode: str, K: int, D: int, shapes, ker
     for way, guarded in prepare.ways_of(mode, K, D):
         common = {"K": K, "D": D, "WAY": way, "GUARDED": guarded} | constants
         for I, O, M in shapes:
+            # as `launch._unrolled` has it
+            unrolled = 0 if OLD_TRITON and constants.get("WEIGHTED") else choose.forward_unrolled(I, M)
             three = (
-                (forward_kernel, choose.forward_tiles(mode, way, I, O, M)),
+                (forward_kernel, choose.forward_tiles(mode, way, I, O, unrolled)),
                 (backward_input_kernel, choose.backward_input_tiles(mode, way)),
                 (backward_coef_kernel, choose.backward_coef_tiles(mode, way, O)),
             )
             for kernel, tiles in (three[k] for k in kernels):
-                one = configuration(kernel, mode, tiles, SLICES=choose.forward_unrolled(I, M), **common)
+                one = configuration(kernel, mode, tiles, SLICES=unrolled, **common)
                 found.setdefault(str(one), one)
 
 
@@ -228,7 +231,7 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
     ("sm_90", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 15,
 }
-if triton.__version__.startswith("3.6."):
+if OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
 
 

@@ -219,8 +219,8 @@ def test_the_regimes():
     assert choose.regime("spline_forward", "bf16", 65536, 256, 256, 3, 8) == "fused"
     assert choose.regime("spline_backward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "tiny"
     assert choose.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
-    assert choose.forward_split(256, 784, 64, 8)[0] > 1
-    assert choose.forward_split(65536, 64, 64, 8)[0] == 1
+    assert choose.forward_split(256, 784, 64, unrolled=8)[0] > 1
+    assert choose.forward_split(65536, 64, 64, unrolled=8)[0] == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
