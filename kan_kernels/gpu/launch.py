@@ -24,7 +24,6 @@ from .choose import (
 )
 from .forward import forward_kernel
 from .prepare import (
-    OPTIONS,
     Gradients,
     Layout,
     base_name,
@@ -71,12 +70,12 @@ def spline_forward(
         return x.new_empty(0, O)
     K, mode = spline_order(M, T), mode_of(x.dtype)
     with torch.cuda.device_of(x):
-        unrolled = _unrolled(x, w, M)
-        S, of_program = forward_split(N, I, O, unrolled)
         tables = prepare_knots(x, grid, K, derivative, mode)
         if regime("spline_forward", mode, N, I, O, K, M) == "wide":
             effective = reference.scaled(coef, scaler)
             return launch_wide.forward(x, w, effective, tables, base_weight, activation, K, derivative, mode)
+        unrolled = _unrolled(x, w, M)
+        S, of_program = forward_split(N, I, O, unrolled)
         if unrolled:
             layout = Layout(M, (1, O * I, I), (1, I))
         else:
@@ -91,7 +90,7 @@ def spline_forward(
                 x, *x.stride(), weight, *weight.stride(), *packed, *tables, y, N, I, O, T, M, of_program,
                 K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None,
                 BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, SLICES=unrolled, **constants(tiles), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, SLICES=unrolled, **constants(tiles),
             )  # fmt: skip
         return y if S == 1 else y.sum(0).to(x.dtype)
 
@@ -118,7 +117,7 @@ def spline_backward_input(
             backward_input_kernel[(ceil_div(N, tiles.BN) * ceil_div(I, tiles.BI),)](
                 x, *x.stride(), g, *g.stride(), *packed, tables.knots, tables.step, tables.origin, tables.uniform, result,
                 N, I, O, T, M, K=K, D=derivative, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles),
             )  # fmt: skip
     return result
 
@@ -158,7 +157,7 @@ def spline_backward_coef(
                     x, *x.stride(), weight, *weight.stride(), g, *g.stride(), *tables, partial,
                     N, O, T, M, rows, first, some,
                     K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None, BASE=activation if base else "none",
-                    SPLINE=spline, MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles), **OPTIONS,
+                    SPLINE=spline, MODE=mode, WAY=way, GUARDED=guarded, **constants(tiles),
                 )  # fmt: skip
                 base = False  # done, whatever the knots
                 if not spline:
@@ -200,7 +199,7 @@ def _tiny_backward(
             tiny_backward_kernel[(S,)](
                 x, *x.stride(), g, *g.stride(), packed, tables.knots, tables.step, tables.origin, tables.uniform,
                 result, partial, N, I, O, T, M, rows, K=K, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
-                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiny_tiles(I)), **OPTIONS,
+                MODE=mode, WAY=way, GUARDED=guarded, **constants(tiny_tiles(I)),
             )  # fmt: skip
         gradients.finish(partial, 0)
     return result, *gradients.tensors

@@ -43,14 +43,15 @@ def forward(
     (N, I), (_, M, O), operand = x.shape, coef.shape, OPERANDS[mode]
     y = x.new_empty(N, O)
     matrix = coef.to(operand).reshape(I * M, O)
+    base = None if base_weight is None else base_weight.to(operand)
     rows = wide_part(N, I * (M + 1) * operand.itemsize + 2 * O * 4)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
         some_w = None if w is None else w[part]
         bases, values = _bases(x[part], some_w, tables, K, M, base_name(base_weight, activation), D, mode, 0, I)
         total = _product(bases, matrix) if D <= K else 0.0
-        if base_weight is not None:
-            total = total + _product(values, base_weight.to(operand))
+        if base is not None:
+            total = total + _product(values, base)
         y[part] = total
     return y
 
@@ -61,12 +62,13 @@ def backward_input(
     (N, I), (_, M, O), T, operand = x.shape, coef.shape, tables.knots.shape[1], OPERANDS[mode]
     result = x.new_empty(N, I)
     matrix = coef.to(operand).reshape(I * M, O).t()
+    base = None if base_weight is None else base_weight.to(operand).t()
     rows = wide_part(N, I * (M + 1) * 4 + O * operand.itemsize)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
         xs, gs, some = x[part], g[part].to(operand), result[part]
         along = _product(gs, matrix) if D <= K else some
-        along_base = some if base_weight is None else _product(gs, base_weight.to(operand).t())
+        along_base = some if base is None else _product(gs, base)
         for way, guarded in ways_of(mode, K, D):
             contract_kernel[(ceil_div(len(xs), BASES_TILES.BN), ceil_div(I, BASES_TILES.BI))](
                 xs, *xs.stride(), tables.knots, tables.step, tables.origin, tables.uniform, along, along_base, some,

@@ -67,8 +67,8 @@ def exact_mode() -> str:
 
 
 def constants(tiles: Tiles) -> dict[str, int]:
-    """What a launch passes of its tiles."""
-    return tiles.options(amd=torch.version.hip is not None)
+    """What a launch passes of its tiles, and to the compiler."""
+    return tiles.options(amd=torch.version.hip is not None) | OPTIONS
 
 
 def tolerance(dtype: torch.dtype, mode: str, D: int) -> float:

@@ -220,6 +220,8 @@ def finish_kernel(
     if NEED_COEF or NEED_SCALER:
         total = tl.zeros((BO,), compute)
         at = coef + i * coef_stride_i + o * coef_stride_o
+        if SCALED:
+            factor = tl.load(scaler + i * scaler_stride_i + o * scaler_stride_o, mask=mask, other=0.0).to(compute)
         for m in range(M):
             gradient = tl.load(summed + (m * I + inner) * O + o, mask=mask, other=0.0)
             if NEED_SCALER:
@@ -227,8 +229,7 @@ def finish_kernel(
                 at += coef_stride_m
             if NEED_COEF:
                 if SCALED:
-                    factor = tl.load(scaler + i * scaler_stride_i + o * scaler_stride_o, mask=mask, other=0.0)
-                    gradient = gradient * factor.to(compute)
+                    gradient = gradient * factor
                 tl.store(coef_gradient + (i * M + m) * O + o, gradient, mask=mask)
         if NEED_SCALER:
             tl.store(scaler_gradient + i * O + o, total, mask=mask)
