@@ -18,13 +18,13 @@ demo: $(EXTENSION)
 test: $(EXTENSION) test-gpu-code
 	$(BIN)/python -m pytest tests $(ARGS)
 
-# The kernels for GPUs without one: computed by Triton's interpreter, and compiled for every architecture; of the oldest Triton
-# that is supported a part.
+# The kernels for GPUs without one: computed by Triton's interpreter, and compiled for every architecture; the same with
+# the oldest Triton that is supported, of the interpreter's a part.
 test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 	$(INTERPRET) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2
 	$(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
 	$(INTERPRET) PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2 -k "gradients or nan or wide"
-	PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2 -k "sm_90 or other"
+	PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
 
 # On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
 gpu:

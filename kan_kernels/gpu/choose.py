@@ -5,6 +5,9 @@ Sizes are N rows, I in_features, O out_features, M bases of a feature.
 
 from dataclasses import dataclass
 
+import triton
+
+OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 WANTED_PROGRAMS = 264  # two for each of an H100's multiprocessors; not asked of the device, since sums are split by it
 SCRATCH_BYTES = 64 << 20
 WIDE_SCRATCH_BYTES = 256 << 20
@@ -52,8 +55,13 @@ def power_of_two(least: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << (least - 1).bit_length()))
 
 
-def forward_unrolled(I: int, M: int) -> int:
-    """How many bases to unroll, a product each: 0 to take several of them as the columns of one tile."""
+def forward_unrolled(I: int, M: int, weighted: bool, blackwell: bool) -> int:
+    """How many bases to unroll, a product each: 0 to take several of them as the columns of one tile.
+
+    An old Triton cannot unroll with w of half types, and on Blackwell would take more tensor memory than there is.
+    """
+    if OLD_TRITON and (weighted or blackwell):
+        return 0
     return M if I >= 16 and M <= UNROLLED_BASES else 0
 
 

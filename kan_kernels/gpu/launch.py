@@ -1,7 +1,6 @@
 """The operators on tensors: scratch, strides and grids around the kernels. Arguments and results as in `reference.py`."""
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import fallbacks, reference
@@ -10,6 +9,7 @@ from . import launch_wide
 from .backward_coef import backward_coef_kernel
 from .backward_input import backward_input_kernel
 from .choose import (
+    OLD_TRITON,
     backward_coef_split,
     backward_coef_tiles,
     backward_input_tiles,
@@ -37,33 +37,29 @@ from .prepare import (
 )
 from .tiny import tiny_backward_kernel
 
-_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 MAX_DERIVATIVE = 5  # of the base activation in `basis.py`; a third nested derivative's gradients need the fourth
 
 
-def _beyond(derivative: int, base_weight: Tensor | None) -> bool:
+def _unserved(x: Tensor, derivative: int, base_weight: Tensor | None) -> bool:
     """Whether an operator has to run on the reference; logged once."""
-    if base_weight is None or derivative <= MAX_DERIVATIVE:
-        return False
-    fallbacks.note("derivatives on a GPU run on the reference", f"the base activation's end with order {MAX_DERIVATIVE}")
-    return True
+    if base_weight is not None and derivative > MAX_DERIVATIVE:
+        fallbacks.note("derivatives on a GPU run on the reference", f"the base activation's end with order {MAX_DERIVATIVE}")
+        return True
+    if OLD_TRITON and torch.version.hip is not None and x.dtype is torch.float64:
+        fallbacks.note("float64 on a GPU runs on the reference", "Triton before 3.9 does not compile it for AMD")
+        return True
+    return False
 
 
-def _unrolled(x: Tensor, w: Tensor | None, M: int) -> int:
-    """`forward_unrolled` where Triton can: before 3.9 it fails on w of half types, and on Blackwell takes more tensor memory
-    than there is."""
-    if _TRITON < (3, 9):
-        nvidia = x.is_cuda and torch.version.hip is None
-        if w is not None or (nvidia and torch.cuda.get_device_capability(x.device) >= (10, 0)):
-            return 0
-    return forward_unrolled(x.shape[1], M)
+def _is_blackwell(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (10, 0)
 
 
 def spline_forward(
     x: Tensor, w: Tensor | None, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None,
     activation: str, derivative: int,
 ) -> Tensor:  # fmt: skip
-    if _beyond(derivative, base_weight):
+    if _unserved(x, derivative, base_weight):
         return reference.spline_forward(x, w, coef, scaler, grid, base_weight, activation, derivative)
     (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
     if N == 0:
@@ -74,7 +70,7 @@ def spline_forward(
         if regime("spline_forward", mode, N, I, O, K, M) == "wide":
             effective = reference.scaled(coef, scaler)
             return launch_wide.forward(x, w, effective, tables, base_weight, activation, K, derivative, mode)
-        unrolled = _unrolled(x, w, M)
+        unrolled = forward_unrolled(I, M, w is not None, _is_blackwell(x))
         S, of_program = forward_split(N, I, O, unrolled)
         if unrolled:
             layout = Layout(M, (1, O * I, I), (1, I))
@@ -99,7 +95,7 @@ def spline_backward_input(
     x: Tensor, g: Tensor, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None,
     activation: str, derivative: int,
 ) -> Tensor:  # fmt: skip
-    if _beyond(derivative, base_weight):
+    if _unserved(x, derivative, base_weight):
         return reference.spline_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative)
     (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
     result = x.new_empty(N, I)
@@ -127,7 +123,7 @@ def spline_backward_coef(
     activation: str, derivative: int, need_coef: bool, need_scaler: bool, need_base: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     needs = (need_coef, need_scaler, need_base)
-    if _beyond(derivative, x if need_base else None):
+    if _unserved(x, derivative, x if need_base else None):
         return reference.spline_backward_coef(x, w, g, coef, scaler, grid, spline_order, activation, derivative, *needs)
     (N, I), O, T, K = x.shape, g.shape[1], grid.shape[1], spline_order
     M, mode = T - K - 1, mode_of(x.dtype)

@@ -39,7 +39,6 @@ TYPES = {
     "fp64": ("fp64", "fp64", "fp64"),
 }
 SMALL_TYPES = {"tf32x3": ("fp32", "fp32", "fp32"), "ieee": ("fp32", "fp32", "fp32")}
-OLD_TRITON = triton.__version__.startswith("3.6.")
 MATRIX_INSTRUCTION = r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b"
 
 
@@ -66,13 +65,14 @@ def configuration(kernel, mode: str, tiles: choose.Tiles, **constants) -> Config
     return Configuration(kernel, kernel.__name__.removesuffix("_kernel"), mode, tuple(wanted.items()), warps)
 
 
-def ways(found: dict[str, Configuration], mode: str, K: int, D: int, shapes, kernels=(0, 1, 2), **constants) -> None:
+def ways(
+    found: dict[str, Configuration], target: str, mode: str, K: int, D: int, shapes, kernels=(0, 1, 2), **constants
+) -> None:
     """Add the three operators' configurations, in all ways, for shapes (I, O, M)."""
     for way, guarded in prepare.ways_of(mode, K, D):
         common = {"K": K, "D": D, "WAY": way, "GUARDED": guarded} | constants
         for I, O, M in shapes:
-            # as `launch._unrolled` has it
-            unrolled = 0 if OLD_TRITON and constants.get("WEIGHTED") else choose.forward_unrolled(I, M)
+            unrolled = choose.forward_unrolled(I, M, constants.get("WEIGHTED", False), target == "sm_100")
             three = (
                 (forward_kernel, choose.forward_tiles(mode, way, I, O, unrolled)),
                 (backward_input_kernel, choose.backward_input_tiles(mode, way)),
@@ -83,24 +83,26 @@ def ways(found: dict[str, Configuration], mode: str, K: int, D: int, shapes, ker
                 found.setdefault(str(one), one)
 
 
-def training_steps() -> list[Configuration]:
+def training_steps(target: str) -> list[Configuration]:
     """All tiles of the chooser for a step of a layer of cubic splines."""
     found: dict[str, Configuration] = {}
     for mode in TYPES:
-        ways(found, mode, 3, 0, [(I, O, M) for I in (2, 8, 256) for O in (32, 256) for M in (8, 23)], (0, 2))
-        ways(found, mode, 3, 1, [(256, 256, 8)], (1,))
+        if choose.OLD_TRITON and target == "gfx942" and mode == "fp64":
+            continue  # which does not compile: `launch` leaves it to the reference
+        ways(found, target, mode, 3, 0, [(I, O, M) for I in (2, 8, 256) for O in (32, 256) for M in (8, 23)], (0, 2))
+        ways(found, target, mode, 3, 1, [(256, 256, 8)], (1,))
     return list(found.values())
 
 
-def other_orders() -> list[Configuration]:
+def other_orders(target: str) -> list[Configuration]:
     """Every degree, and every order with a weight per input, for a wide layer."""
     found: dict[str, Configuration] = {}
     for K in (0, 1, 2, 4, 5):
-        ways(found, "fp16x3", K, 0, [(256, 256, 5 + K)], (0, 2))
-        ways(found, "bf16", K, 1, [(256, 256, 5 + K)], (1,))
+        ways(found, target, "fp16x3", K, 0, [(256, 256, 5 + K)], (0, 2))
+        ways(found, target, "bf16", K, 1, [(256, 256, 5 + K)], (1,))
     for mode, orders in (("fp16x3", (1, 2, 4)), ("bf16", (1, 3))):
         for D in orders:
-            ways(found, mode, 3, D, [(256, 256, 8)], WEIGHTED=True)
+            ways(found, target, mode, 3, D, [(256, 256, 8)], WEIGHTED=True)
     return list(found.values())
 
 
@@ -230,8 +232,21 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 24,
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
     ("sm_90", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 15,
+    ("sm_80", "backward_coef-fp16x3-K3-BO32-BI16-MC8-D0-WAYuniform"): 4,
+    ("sm_80", "forward-fp64-K3-SLICES8-BO32-BI16-MC1-D0-WAYadaptive"): 3,
+    ("sm_80", "forward-tf32-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 6,
+    ("sm_80", "forward-tf32-K3-SLICES8-BO128-BI16-MC1-D0-WAYdirect"): 44,
+    ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 3,
+    ("sm_100", "backward_coef-bf16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
+    ("sm_100", "backward_coef-fp16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
+    ("sm_100", "backward_coef-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
+    ("sm_100", "backward_input-fp64-K3-BO32-BI16-MC4-D1-WAYadaptive"): 3,
+    ("sm_100", "forward-bf16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
+    ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
+    ("sm_100", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 12,
+    ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
 }
-if OLD_TRITON:
+if choose.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
 
 
@@ -241,20 +256,25 @@ def fills_a_warpgroup(one: Configuration) -> bool:
     return rows is not None and dict(one.constants)[rows] >= 64 and one.mode != "fp64"
 
 
+def without_tensor_cores(target: str, one: Configuration) -> bool:
+    """An old Triton multiplies float64 on Blackwell by plain instructions."""
+    return choose.OLD_TRITON and target == "sm_100" and one.mode == "fp64"
+
+
 def check(target: str, one: Configuration, tmp_path: Path, products: bool = True) -> None:
     kernel = compile_for(one, target)
     found = read_amd(kernel) if target == "gfx942" else read_nvidia(kernel, tmp_path)
     assert kernel.metadata.shared <= SHARED_BYTES[target], "the kernel would not launch"
     assert found["tensor memory"] <= TENSOR_MEMORY_COLUMNS, "the kernel would trap"
     assert found["registers"] > 16 or not products, "the body was thrown away"
-    assert found["products"] > 0 or not products, "no tensor cores"
+    if not without_tensor_cores(target, one):
+        assert found["products"] > 0 or not products, "no tensor cores"
     if target == "sm_90" and fills_a_warpgroup(one):
         assert "wgmma.mma_async" in kernel.asm["ptx"], "not Hopper's products"
     assert found["spills"] <= SPILLS.get((target, str(one)), 0), found
 
 
-@pytest.mark.parametrize("one", training_steps(), ids=str)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "one"), [(t, one) for t in TARGETS for one in training_steps(t)], ids=str)
 def test_training_steps(target, one, tmp_path):
     check(target, one, tmp_path)
 
@@ -274,7 +294,7 @@ def test_kernels_of_a_parameters_size(target, one, tmp_path):
 def test_sizes_of_one(ones):
     """Every kernel takes constants for its sizes."""
     kernels: dict[object, Configuration] = {}
-    for one in training_steps() + small_and_wide("sm_90") + parameter_kernels():
+    for one in training_steps("sm_90") + small_and_wide("sm_90") + parameter_kernels():
         if not dict(one.constants).get("SLICES"):  # which takes 16 features or more
             kernels.setdefault(one.kernel, one)
     assert len(kernels) == 10
@@ -282,6 +302,6 @@ def test_sizes_of_one(ones):
         compile_for(one, "sm_90", ones)
 
 
-@pytest.mark.parametrize("one", other_orders(), ids=str)
+@pytest.mark.parametrize("one", other_orders("sm_90"), ids=str)
 def test_other_degrees_and_orders(one, tmp_path):
     check("sm_90", one, tmp_path)
