@@ -21,14 +21,14 @@ test: $(EXTENSION) test-gpu-code
 # The kernels for GPUs without one: computed by Triton's interpreter, and compiled for every architecture; the same with
 # the oldest Triton that is supported, of the interpreter's a part.
 test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
-	$(INTERPRET) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2
+	$(INTERPRET) $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 2
 	$(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
-	$(INTERPRET) PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_kernels.py -n 2 -k "gradients or nan or wide"
+	$(INTERPRET) PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 2 -k "gradients or nan or wide"
 	PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
 
 # On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
 gpu:
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py -n 8 -W ignore $(ARGS)
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 8 -W ignore $(ARGS)
 	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
@@ -50,6 +50,7 @@ bench: $(EXTENSION)
 	$(BIN)/python bench/models.py
 	$(BIN)/python bench/variants.py
 	$(BIN)/python bench/stages.py
+	$(BIN)/python bench/edges.py
 	$(BIN)/python bench/table.py --write
 	$(BIN)/python bench/plot.py
 	$(BIN)/python -m pytest bench/operators.py

@@ -1,5 +1,5 @@
-// The gradients with respect to the inputs, to the coefficients, or both from one evaluation, over chunks of features. Included
-// by kernels.inl inside its namespace.
+// The gradients with respect to the inputs, to the coefficients, or both from one evaluation, over chunks of features: of a layer's
+// outputs or of its edges' magnitudes. Included by kernels.inl inside its namespace.
 
 // The rows of g that a block needs, tile by tile; where they stand when that is their layout.
 template <class C>
@@ -56,21 +56,29 @@ void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, cons
   add_products(products, evaluated.padded, result);
 }
 
+// Inputs of a run whose terms are summed at once. Signs of an edge that stays on one side add up roundings of one side, too.
+constexpr int kSummedAtOnce = 64, kSignsAtOnce = 16;
+
 enum class Way { none, tiles, narrow };
 
-// How the gradients that are asked for are computed.
+// How the gradients that are asked for are computed. Those of the edges' magnitudes take signs in place of g, one way for both.
 struct GradientPlan {
   Way input = Way::none, coef = Way::none;
+  bool of_edges;
 
   template <class C>
-  GradientPlan(const Layer<C>& layer, bool wants_coef) {
+  GradientPlan(const Layer<C>& layer, bool wants_coef) : of_edges(layer.problem.edge_weight.data != nullptr) {
     const Problem& p = layer.problem;
-    const bool is_narrow = layer.narrow_table_vectors() > 0;
-    if (p.input_gradient != nullptr) input = is_narrow ? Way::narrow : Way::tiles;
-    if (wants_coef) coef = is_narrow && (p.G + p.K + 1) * p.O <= kMostNarrowProducts ? Way::narrow : Way::tiles;
+    const bool fits = layer.narrow_table_vectors() > 0, few_products = (p.G + p.K + 1) * p.O <= kMostNarrowProducts;
+    const auto way = [](bool is_narrow) { return is_narrow ? Way::narrow : Way::tiles; };
+    if (p.input_gradient != nullptr) input = way(fits && (few_products || !of_edges || !wants_coef));
+    if (wants_coef) coef = way(fits && few_products);
   }
   bool in_tiles() const { return input == Way::tiles || coef == Way::tiles; }
   bool narrow() const { return input == Way::narrow || coef == Way::narrow; }
+  // Whether coefficients are read.
+  bool reads_tiles() const { return input == Way::tiles || (of_edges && coef == Way::tiles); }
+  bool reads_narrow() const { return input == Way::narrow || (of_edges && coef == Way::narrow); }
 };
 
 // One thread's blocks of rows x chunks of features.
@@ -86,6 +94,8 @@ struct GradientWorker {
   GradientTiles<C> g;
   DenseBases<C, STRIDE> bases;
   Buffer<C> g_of_outputs;  // (O, block), for what is narrow
+  Buffer<C> edge_weight;   // (features, padded_outputs), over N
+  Buffer<C> signs;         // times edge_weight, in place of g for a feature and a tile
   Buffer<C> products, result;
   Buffer<C> own_spline_sums, own_base_sums;
 
@@ -93,18 +103,22 @@ struct GradientWorker {
                  CoefSums<C>& sums_, int64_t block, int64_t chunk_)
       : layer(coefficients_.layer), plan(plan_), coefficients(coefficients_), narrow_coefficients(narrow_coefficients_),
         sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
-        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, block),
+        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()),
+        g(layer, plan.of_edges ? 0 : block),
         bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
-        g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0),
+        g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0), edge_weight(plan.of_edges ? chunk * layer.padded_outputs : 0),
+        signs(plan.of_edges && plan.in_tiles() ? block * layer.tile_vectors * Simd<C>::lanes : 0),
         products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
         result(plan.input != Way::none ? chunk * STRIDE : 0), own_spline_sums(sums.own_spline_size(chunk)),
         own_base_sums(sums.own_base_size(chunk)) {}
 
-  // Rows n0 .. end-1, block by block.
-  void add_rows(int64_t n0, int64_t end, int64_t block, int64_t i0, int64_t features, int64_t split) {
-    chunk_sums = sums.start_chunk(split, i0, features, own_spline_sums.data, own_base_sums.data);
-    for (; n0 < end; n0 += block) add_block(n0, smaller(block, end - n0), i0, features, split);
-    sums.finish_chunk(i0, features, chunk_sums);
+  // A part's rows, block by block.
+  void add_rows(const RowPart& part, int64_t block) {
+    chunk_sums = sums.start_chunk(part.split, part.i0, part.features, own_spline_sums.data, own_base_sums.data);
+    for (int64_t f = 0; plan.of_edges && f < part.features; ++f) read_edge_weight(part.i0 + f, &edge_weight[f * layer.padded_outputs]);
+    for (int64_t n0 = part.n0; n0 < part.end; n0 += block)
+      add_block(n0, smaller(block, part.end - n0), part.i0, part.features, part.split);
+    sums.finish_chunk(part.i0, part.features, chunk_sums);
   }
 
  private:
@@ -113,13 +127,20 @@ struct GradientWorker {
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
     inputs.read(n0, rows, i0, features);
-    if (plan.in_tiles()) g.read(n0, rows);
-    if (plan.narrow()) read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
+    if (plan.in_tiles() && !plan.of_edges) g.read(n0, rows);
+    if (plan.narrow() && !plan.of_edges)
+      read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
     for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
       __builtin_memset(&result[f * STRIDE], 0, size_t(inputs.padded) * sizeof(C));
     for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f));
     if (plan.input != Way::none) write_transposed(p.storage, result.data, STRIDE, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
+  }
+
+  void read_edge_weight(int64_t i, C* to) const {
+    const Problem& p = layer.problem;
+    pack_rows(p.storage, p.edge_weight, i, 1, 0, p.O, to, layer.padded_outputs);
+    for (int64_t o = 0; o < layer.padded_outputs; ++o) to[o] /= C(p.N);
   }
 
   C* spline_sums(int64_t f) const { return chunk_sums.spline + f * sums.spline_rows * sums.row_length; }
@@ -144,6 +165,10 @@ struct GradientWorker {
       constexpr int LIVE = decltype(live)::value;
       for (int64_t f = 0; f < features; ++f) {
         const int64_t i = i0 + f0 + f;
+        if (plan.of_edges)
+          write_narrow_signs<C, LIVE, decltype(vectors)::value>(
+              inputs.inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
+              &edge_weight[(f0 + f) * layer.padded_outputs], g_of_outputs.data);
         if (plan.input == Way::narrow)
           narrow_backward_input<C, LIVE, decltype(vectors)::value>(
               inputs.input_gradient_inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
@@ -157,10 +182,13 @@ struct GradientWorker {
 
   template <int LIVE, int R>
   void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features) {
-    const C* from = g.data(tile);
-    const int64_t g_stride = g.stride(tile), row_length = layer.padded_outputs;
+    const C* from = plan.of_edges ? signs.data : g.data(tile);
+    const int64_t g_stride = plan.of_edges ? R * Simd<C>::lanes : g.stride(tile), row_length = layer.padded_outputs;
     for (int64_t f = 0; f < features; ++f) {
       const int64_t i = i0 + f0 + f;
+      if (plan.of_edges)
+        write_signs<C, LIVE, R>(inputs.inputs(f), coefficients.tile(tile, i), &edge_weight[(f0 + f) * row_length + tile.first],
+                                signs.data);
       if (plan.input == Way::tiles)
         add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
                                        &result[(f0 + f) * STRIDE]);
@@ -169,7 +197,7 @@ struct GradientWorker {
       if constexpr (LIVE < 0)
         backward_coef_tile_general(inputs.inputs(f), from, g_stride, to, row_length, base);
       else
-        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), from, g_stride, to, row_length, base);
+        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, from, g_stride, to, row_length, base);
     }
   }
 };
@@ -178,24 +206,17 @@ template <class C>
 void backward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
   layer.prepare(parallel_for);
-  const int64_t block = layer.block_rows(32);
-  const int64_t chunk = smaller(p.I, layer.tiles == 1 ? 16 : 64 * 128 / block), chunks = divide_up(p.I, chunk);
-  // Few features: the rows are split too, by the shape alone, and the partial sums added in order.
-  const int64_t splits = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(p.N / (4 * block)));
-  const int64_t split_rows = divide_up(divide_up(p.N, splits), block) * block;
-  CoefSums<C> sums(layer, splits);
+  const RowSplits splits(layer);
+  CoefSums<C> sums(layer, splits.count);
   const GradientPlan plan(layer, sums.wanted);
-  const Coefficients<C> coefficients(layer, plan.input == Way::tiles, layer.tables.specialised(), parallel_for);
-  const NarrowCoefficients<C> narrow_coefficients(layer, plan.input == Way::narrow, parallel_for);
-
-  const int64_t work = smaller(split_rows, p.N) * chunk * layer.work_per_input();
-  with_block_stride(block, [&](auto stride) {
-    run_parallel(parallel_for, chunks * splits, work, [&](int64_t begin, int64_t end) {
-      GradientWorker<C, decltype(stride)::value> worker(plan, coefficients, narrow_coefficients, sums, block, chunk);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t split = task / chunks, i0 = task % chunks * chunk, features = smaller(chunk, p.I - i0);
-        worker.add_rows(split * split_rows, smaller((split + 1) * split_rows, p.N), block, i0, features, split);
-      }
+  const Coefficients<C> coefficients(layer, plan.reads_tiles(), layer.tables.specialised(), parallel_for);
+  const NarrowCoefficients<C> narrow_coefficients(layer, plan.reads_narrow(), parallel_for);
+  with_block_stride(splits.block, [&](auto stride) {
+    splits.run(parallel_for, layer.work_per_input(), [&] {
+      return [&, worker = GradientWorker<C, decltype(stride)::value>(plan, coefficients, narrow_coefficients, sums, splits.block,
+                                                                     splits.chunk)](const RowPart& part) mutable {
+        worker.add_rows(part, splits.block);
+      };
     });
   });
   sums.add_splits(parallel_for);

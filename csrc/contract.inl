@@ -128,10 +128,11 @@ struct LiveRows {
   }
 };
 
-// y[b, tile] += values x coefficients.
-template <class C, int LIVE, int R, int STRIDE>
-void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
-  constexpr int lanes = Simd<C>::lanes, pivot = pivot_row<LIVE>();
+// For every input b, run by run: values x coefficients added to the R vectors that start(b, sum) sets, and given to finish(b, sum).
+template <class C, int LIVE, int R, int STRIDE, class Start, class Finish>
+[[gnu::always_inline]] inline void contract_runs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Start start,
+                                                 Finish finish) {
+  constexpr int pivot = pivot_row<LIVE>();
   const Runs& runs = inputs.runs;
   LiveRows<C, LIVE, R> rows(tile);
   for (int run = 0; run < runs.count; ++run) {
@@ -142,9 +143,8 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
       for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
         const int64_t b = runs.order[position];
         const C* value = inputs.values + inputs.place[position];
-        C* to = y + b * y_stride;
         V<C> sum[R];
-        for (int r = 0; r < R; ++r) sum[r] = load(to + r * lanes);
+        start(b, sum);
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
           const V<C> factor = broadcast(value[k * STRIDE]);
@@ -153,11 +153,26 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
         const V<C> factor = broadcast(inputs.values[LIVE * STRIDE + b]);
         for (int r = 0; r < R; ++r) {
           if (value_sum == ValueSum::one) sum[r] += rows.spline[pivot][r];
-          store<C>(to + r * lanes, sum[r] + factor * rows.base[r]);
+          sum[r] += factor * rows.base[r];
         }
+        finish(b, sum);
       }
     });
   }
+}
+
+// y[b, tile] += values x coefficients.
+template <class C, int LIVE, int R, int STRIDE>
+void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  contract_runs<C, LIVE, R>(
+      inputs, tile,
+      [&](int64_t b, V<C>* sum) __attribute__((always_inline)) {
+        for (int r = 0; r < R; ++r) sum[r] = load(y + b * y_stride + r * lanes);
+      },
+      [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
+        for (int r = 0; r < R; ++r) store<C>(y + b * y_stride + r * lanes, sum[r]);
+      });
 }
 
 // The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
@@ -221,19 +236,19 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
   }
 }
 
-// gradient[first row + k] += sum over a run's inputs of value k times g; base_gradient likewise. What a run adds is summed by
-// itself before it is added, so that rounding errors grow with the run and the number of runs, not with their product. Returns
-// false, and adds nothing, where an infinite g would cancel instead of spreading.
+// gradient[first row + k] += sum over a run's inputs begin .. end-1 of value k times g; base_gradient likewise. What they add is
+// summed by itself before it is added, so that rounding errors grow with their number and that of the sums, not with the product.
+// Returns false, and adds nothing, where an infinite g would cancel instead of spreading.
 template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
-[[gnu::always_inline]] inline bool add_run(const Inputs<C, STRIDE>& inputs, int run, const C* g, int64_t g_stride, C* gradient,
-                                           int64_t gradient_stride, C* base_gradient) {
+[[gnu::always_inline]] inline bool add_run(const Inputs<C, STRIDE>& inputs, int begin, int end, const C* g, int64_t g_stride,
+                                           C* gradient, int64_t gradient_stride, C* base_gradient) {
   constexpr int lanes = Simd<C>::lanes, pivot = SUM == ValueSum::unknown ? -1 : pivot_row<LIVE>();
   const int32_t* const order = inputs.runs.order;
   V<C> sum[LIVE + 1][R], of_g[R];
   for (int r = 0; r < R; ++r) of_g[r] = V<C>{};
   for (int k = 0; k <= LIVE; ++k)
     for (int r = 0; r < R; ++r) sum[k][r] = V<C>{};
-  for (int position = inputs.runs.start[run]; position < inputs.runs.start[run + 1]; ++position) {
+  for (int position = begin; position < end; ++position) {
     const int64_t b = order[position];
     const C *value = inputs.values + inputs.place[position], *base_value = inputs.values + LIVE * STRIDE + b;
     V<C> gv[R];
@@ -262,32 +277,42 @@ template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
   return true;
 }
 
+// at_once: of a run's inputs, whose sum is then added.
 template <class C, int LIVE, int R, int STRIDE>
-void backward_coef_tile(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_stride, C* gradient, int64_t gradient_stride,
+void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, const C* g, int64_t g_stride, C* gradient, int64_t gradient_stride,
                         C* base_gradient) {
   for (int run = 0; run < inputs.runs.count; ++run) {
     C* const to = gradient + inputs.runs.first[run] * gradient_stride;
     const ValueSum known_sum = LIVE > 1 ? inputs.template value_sum_of<ValueSum::one>(run) : ValueSum::unknown;
-    const bool added = with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
-      return add_run<C, LIVE, R, decltype(known)::value>(inputs, run, g, g_stride, to, gradient_stride, base_gradient);
-    });
-    if (!added) add_run<C, LIVE, R, ValueSum::unknown>(inputs, run, g, g_stride, to, gradient_stride, base_gradient);
+    const int run_end = inputs.runs.start[run + 1];
+    for (int begin = inputs.runs.start[run]; begin < run_end; begin += at_once) {
+      const int end = begin + at_once < run_end ? begin + at_once : run_end;
+      const bool added = with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+        return add_run<C, LIVE, R, decltype(known)::value>(inputs, begin, end, g, g_stride, to, gradient_stride, base_gradient);
+      });
+      if (!added) add_run<C, LIVE, R, ValueSum::unknown>(inputs, begin, end, g, g_stride, to, gradient_stride, base_gradient);
+    }
   }
 }
 
-// The same three, one vector wide, for a degree without a specialisation: the rows stay in L1.
+// The same, one vector wide, for a degree without a specialisation: the rows stay in L1.
 
-template <class C, int STRIDE>
-void forward_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+// Calls finish(b, values x coefficients) for every input.
+template <class C, int STRIDE, class Finish>
+void contract_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Finish finish) {
   const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(static_cast<const C*>(tile.scale));
   const V<C> base = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base));
   for (int64_t b = 0; b < inputs.count; ++b) {
     V<C> spline = {};
     for (int k = 0; k < inputs.live; ++k)
       spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(inputs.first_rows[b] + k));
-    C* to = y + b * y_stride;
-    store<C>(to, load(to) + spline * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
+    finish(b, spline * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
   }
+}
+
+template <class C, int STRIDE>
+void forward_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  contract_general(inputs, tile, [&](int64_t b, V<C> sum) { store<C>(y + b * y_stride, load(y + b * y_stride) + sum); });
 }
 
 template <class C, int STRIDE>

@@ -25,14 +25,21 @@ using kan::Storage;
 #include "narrow.inl"
 #include "few_rows.inl"
 #include "forward.inl"
+#include "edges.inl"
 #include "coef_sums.inl"
 #include "backward.inl"
+#include "moments.inl"
 
 // float64 computes in double, everything else in float.
 void forward_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? forward<double>(p, f) : forward<float>(p, f); }
 void backward_any(const Problem& p, ParallelFor f) {
   p.storage == Storage::float64 ? backward<double>(p, f) : backward<float>(p, f);
 }
+void edge_l1_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? edge_l1<double>(p, f) : edge_l1<float>(p, f); }
 
 }  // namespace
+
+constexpr kan::KernelSet kernel_set(const char* name) {
+  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward};
+}
 }  // namespace KAN_NAMESPACE

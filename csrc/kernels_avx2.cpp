@@ -12,5 +12,5 @@
 #define KAN_VECTOR_BYTES 32
 #include "kernels.inl"
 
-const kan::KernelSet kan::kAvx2Kernels = {"avx2", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_any};
+const kan::KernelSet kan::kAvx2Kernels = KAN_NAMESPACE::kernel_set("avx2");
 #endif

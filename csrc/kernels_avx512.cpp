@@ -15,5 +15,5 @@
 #define KAN_VECTOR_BYTES 64
 #include "kernels.inl"
 
-const kan::KernelSet kan::kAvx512Kernels = {"avx512", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_any};
+const kan::KernelSet kan::kAvx512Kernels = KAN_NAMESPACE::kernel_set("avx512");
 #endif

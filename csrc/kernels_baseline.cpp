@@ -6,4 +6,4 @@
 #define KAN_VECTOR_BYTES 16
 #include "kernels.inl"
 
-const kan::KernelSet kan::kBaselineKernels = {"baseline", &KAN_NAMESPACE::forward_any, &KAN_NAMESPACE::backward_any};
+const kan::KernelSet kan::kBaselineKernels = KAN_NAMESPACE::kernel_set("baseline");

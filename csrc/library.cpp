@@ -8,6 +8,10 @@ STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("spline_backward_input", TORCH_BOX(&kan::spline_backward_input));
   m.impl("spline_backward_coef", TORCH_BOX(&kan::spline_backward_coef));
   m.impl("spline_backward", TORCH_BOX(&kan::spline_backward));
+  m.impl("edge_l1", TORCH_BOX(&kan::edge_l1));
+  m.impl("edge_l1_backward", TORCH_BOX(&kan::edge_l1_backward));
+  m.impl("basis_moments", TORCH_BOX(&kan::basis_moments));
+  m.impl("basis_moments_backward", TORCH_BOX(&kan::basis_moments_backward));
 }
 
 extern "C" __attribute__((visibility("default"))) int kan_kernels_select_instruction_set(int level) {

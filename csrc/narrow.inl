@@ -63,18 +63,29 @@ struct LiveLanes {
   }
 };
 
-// y[o * padded + b] += a feature's part.
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
-void narrow_forward(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
+// Calls visit(b, o, phi) with the values of the edge to output o for the inputs from b on, one a lane.
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE, class Visit>
+[[gnu::always_inline]] inline void narrow_contract(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base,
+                                                   int64_t O, Visit visit) {
   constexpr int64_t table_size = TABLE_VECTORS * Simd<C>::lanes;
   for (int b = 0; b < padded; b += Simd<C>::lanes) {
     const LiveLanes<C, LIVE> live(inputs, b);
     for (int64_t o = 0; o < O; ++o) {
-      V<C> sum = load(y + o * padded + b) + live.value[LIVE] * base[o];
+      V<C> sum = live.value[LIVE] * base[o];
       for (int k = 0; k < LIVE; ++k) sum += live.value[k] * lookup<C, TABLE_VECTORS>(table + o * table_size, live.row[k]);
-      store<C>(y + o * padded + b, sum);
+      visit(b, o, sum);
     }
   }
+}
+
+// y[o * padded + b] += a feature's part.
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
+void narrow_forward(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
+  narrow_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
+                                          [&](int b, int64_t o, V<C> sum) __attribute__((always_inline)) {
+                                            C* to = y + o * padded + b;
+                                            store<C>(to, load(to) + sum);
+                                          });
 }
 
 // result[b] = the inputs' gradient, from g[o * STRIDE + b].

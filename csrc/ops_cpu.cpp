@@ -101,9 +101,16 @@ Problem problem_of(const Tensor& x, int64_t outputs, const Tensor& grid, int64_t
   return p;
 }
 
-Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+void read_coefficients(Problem& p, const Tensor& coef, const std::optional<Tensor>& scaler,
+                       const std::optional<Tensor>& base_weight) {
+  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
+  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
+  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+}
+
+Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
   const std::vector<int64_t> sizes(shape);
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
 }
 
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
@@ -148,9 +155,7 @@ Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Ten
                       const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative) {
   Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
-  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
-  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  read_coefficients(p, coef, scaler, base_weight);
   if (is_trivial(p)) return new_zeros(x, {p.N, p.O});
   Tensor y = new_empty(x, {p.N, p.O});
   p.y = y.mutable_data_ptr();
@@ -164,9 +169,7 @@ Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coe
                              int64_t derivative) {
   Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
-  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
-  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  read_coefficients(p, coef, scaler, base_weight);
   if (is_trivial(p)) return new_zeros(x, {p.N, p.I});
   Tensor gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = gradient.mutable_data_ptr();
@@ -197,9 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
   Problem p = problem_of(x, g.size(1), grid, degree_of(coef, grid), activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
-  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
-  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+  read_coefficients(p, coef, scaler, base_weight);
   STD_TORCH_CHECK(derivative < kMaxDerivative, "kan_kernels: derivative must be in 0..", kMaxDerivative - 1);
   CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
   if (is_trivial(p)) return {new_zeros(x, {p.N, p.I}), gradients.coef, gradients.scaler, gradients.base};
@@ -208,6 +209,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
   p.input_gradient_of_next_order = true;
   kernels().backward(p, parallel_for);
   return {input_gradient, gradients.coef, gradients.scaler, gradients.base};
+}
+
+Tensor edge_l1(const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+               const std::optional<Tensor>& base_weight, const std::string& activation) {
+  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, 0);
+  read_coefficients(p, coef, scaler, base_weight);
+  Tensor norms = new_empty(x, {p.I, p.O});
+  p.edge_l1 = norms.mutable_data_ptr();
+  if (!is_trivial(p)) kernels().edge_l1(p, parallel_for);
+  return norms;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_l1_backward(
+    const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_coef,
+    bool need_scaler, bool need_base) {
+  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, 0);
+  read_coefficients(p, coef, scaler, base_weight);
+  p.edge_weight = operand(r, "r", {p.I, p.O}, p.storage);
+  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
+  Tensor input_gradient = need_input ? new_empty(x, {p.N, p.I}) : new_empty(x, {0});
+  if (need_input) p.input_gradient = input_gradient.mutable_data_ptr();
+  p.input_gradient_of_next_order = need_input;
+  if (!is_trivial(p)) kernels().backward(p, parallel_for);
+  return {input_gradient, gradients.coef, gradients.scaler, gradients.base};
+}
+
+Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation) {
+  Problem p = problem_of(x, 1, grid, spline_order, activation, 0);
+  Tensor sums = new_empty(x, {p.I, p.G + p.K + 2, p.K + 4}, ScalarType::Double);
+  p.moments = static_cast<double*>(sums.mutable_data_ptr());
+  if (!is_trivial(p)) kernels().moments(p, parallel_for);
+  return sums;
+}
+
+Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation,
+                              const Tensor& r) {
+  Problem p = problem_of(x, 1, grid, spline_order, activation, 0);
+  operand(r, "r", {p.I, p.G + p.K + 2, p.K + 4}, Storage::float64);
+  STD_TORCH_CHECK(r.is_contiguous(), "kan_kernels: r must be contiguous");
+  p.moment_weight = static_cast<const double*>(r.const_data_ptr());
+  Tensor gradient = new_empty(x, {p.N, p.I});
+  p.input_gradient = gradient.mutable_data_ptr();
+  p.input_gradient_of_next_order = true;
+  if (!is_trivial(p)) kernels().moments_backward(p, parallel_for);
+  return gradient;
 }
 
 }  // namespace kan

@@ -29,6 +29,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
     const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative,
     bool need_coef, bool need_scaler, bool need_base);
 
+Tensor edge_l1(const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+               const std::optional<Tensor>& base_weight, const std::string& activation);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_l1_backward(
+    const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_coef,
+    bool need_scaler, bool need_base);
+
+Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation);
+
+Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation,
+                              const Tensor& r);
+
 // Instruction sets from the plainest up: 0 baseline, 1 AVX2, 2 AVX-512. Selects `level` where this processor has it and a
 // negative `level` selects nothing; returns the one in use.
 int select_instruction_set(int level);

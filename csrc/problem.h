@@ -29,6 +29,8 @@ struct Problem {
   Operand base_weight;   // (I, O) or absent: no base activation
   Operand grid;          // (I, G+2K+1)
   Operand g;             // (N, O)
+  Operand edge_weight;   // (I, O) or absent: g is then, for every edge, this times the sign of its function, over N
+  const double* moment_weight = nullptr;  // (I, M+2, K+4), contiguous
   // The gradient with respect to the inputs takes derivative + 1, so that it comes with the coefficients' of `derivative`.
   bool input_gradient_of_next_order;
   // Outputs, contiguous; the ones not asked for are null.
@@ -37,6 +39,8 @@ struct Problem {
   void* coef_gradient = nullptr;     // (I, M, O)
   void* scaler_gradient = nullptr;   // (I, O)
   void* base_gradient = nullptr;     // (I, O)
+  void* edge_l1 = nullptr;           // (I, O)
+  double* moments = nullptr;         // (I, M+2, K+4), as `reference_norms.basis_moments`
 };
 
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
@@ -47,6 +51,9 @@ struct KernelSet {
   const char* name;
   void (*forward)(const Problem&, ParallelFor);
   void (*backward)(const Problem&, ParallelFor);
+  void (*edge_l1)(const Problem&, ParallelFor);
+  void (*moments)(const Problem&, ParallelFor);
+  void (*moments_backward)(const Problem&, ParallelFor);
 };
 
 extern const KernelSet kBaselineKernels;

@@ -105,7 +105,10 @@ struct Layer {
     return {first * lanes, int(smaller(tile_vectors, vectors - first))};
   }
 
-  bool has_base() const { return problem.base_weight.data != nullptr || problem.base_gradient != nullptr; }
+  bool has_base() const {
+    const Problem& p = problem;
+    return p.base_weight.data != nullptr || p.base_gradient != nullptr || p.moments != nullptr || p.moment_weight != nullptr;
+  }
 
   // Of the coefficient rows that an input can read first.
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
@@ -134,4 +137,35 @@ struct Layer {
 
   // Features evaluated together: few where a single tile uses them at once, so that they stay in L1.
   int64_t group_features(int64_t chunk) const { return tiles == 1 ? smaller(chunk, problem.G > 6 ? 4 : 1) : chunk; }
+};
+
+// A part of a sum over rows: rows n0 .. end-1 of features i0 .. i0 + features.
+struct RowPart {
+  int64_t split, n0, end, i0, features;
+};
+
+// How sums over the rows are cut: into chunks of features and, where these are few, parts of the rows; by the shape alone. The
+// parts' sums are to be added in order.
+struct RowSplits {
+  int64_t N, I, block, chunk, chunks, count, rows;
+
+  template <class C>
+  explicit RowSplits(const Layer<C>& layer) : N(layer.problem.N), I(layer.problem.I), block(layer.block_rows(32)) {
+    chunk = smaller(I, layer.tiles == 1 ? 16 : 64 * 128 / block);
+    chunks = divide_up(I, chunk);
+    count = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(N / (4 * block)));
+    rows = divide_up(divide_up(N, count), block) * block;
+  }
+
+  // make_worker() gives a thread's f(part).
+  template <class MakeWorker>
+  void run(ParallelFor parallel_for, int64_t work_per_input, const MakeWorker& make_worker) const {
+    run_parallel(parallel_for, chunks * count, smaller(rows, N) * chunk * work_per_input, [&](int64_t begin, int64_t end) {
+      auto add_part = make_worker();
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t split = task / chunks, i0 = task % chunks * chunk;
+        add_part(RowPart{split, smaller(split * rows, N), smaller((split + 1) * rows, N), i0, smaller(chunk, I - i0)});
+      }
+    });
+  }
 };

@@ -84,12 +84,31 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
         )
 
 
+def check_rows(x: Any, features: int, smallest: int) -> Tensor:
+    """x (..., features), floating and finite, as at least `smallest` rows (N, features)."""
+    check_floating("x", x)
+    if x.dim() < 1 or x.shape[-1] != features:
+        raise ValueError(f"x: expected {features} features in the last dimension, got shape {tuple(x.shape)}")
+    rows = x.reshape(-1, features)
+    if rows.shape[0] < smallest:
+        raise ValueError(f"x: expected at least {smallest} rows, got shape {tuple(x.shape)}")
+    if not bool(rows.isfinite().all()):
+        raise ValueError("x: expected finite inputs, got a NaN or an infinity")
+    return rows
+
+
 def check_size(name: str, value: Any, smallest: int) -> None:
     """An int of at least `smallest`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < smallest:
         raise ValueError(f"{name}: expected at least {smallest}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """One of some words."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
 def check_number(name: str, value: Any, low: float = -float("inf"), high: float = float("inf")) -> None:

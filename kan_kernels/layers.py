@@ -1,23 +1,27 @@
-"""`KANLinear` and `KAN`: efficient-kan's modules, argument for argument, on the fused kernels."""
+"""`KANLinear`: efficient-kan's module, argument for argument, on the fused kernels."""
 
+import copy
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checks import DTYPES, check_grid, check_number, check_size
+from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size
+from .edge_norms import edge_norms
 from .functional import BaseActivation, kan_linear
-from .grid import interpolation_matrix, uniform_knots
+from .grid import QUANTILES, data_knots, refined_knots, uniform_knots
+from .projection import interpolation_matrix, transfer_matrix
+from .regularization import coefficient_loss, loss_arguments, norm_loss
 
-# The parameters, laid out as the kernels read them, and their efficient-kan names. Each permutation is its own inverse's
-# partner: theirs = ours.permute(to_theirs), ours = theirs.permute(to_ours).
+# The parameters and the mask, laid out as the kernels read them, and their efficient-kan names. Each permutation is its own
+# inverse's partner: theirs = ours.permute(to_theirs), ours = theirs.permute(to_ours).
 _LAYOUT = {
     "base_coef": ("base_weight", (1, 0), (1, 0)),
     "coef": ("spline_weight", (2, 0, 1), (1, 2, 0)),
     "scaler": ("spline_scaler", (1, 0), (1, 0)),
+    "mask": ("edge_mask", (1, 0), (1, 0)),
 }
 
 
@@ -27,7 +31,8 @@ class KANLinear(nn.Module):
     Arguments, defaults, initial distribution and `state_dict` are efficient-kan's: `base_weight (O, I)`,
     `spline_weight (O, I, G+K)`, `spline_scaler (O, I)` if standalone, `grid (I, G+2K+1)`. Checkpoints pass both ways. The
     parameters themselves are laid out for the kernels, as `base_coef (I, O)`, `coef (I, G+K, O)` and `scaler (I, O)`;
-    `layer.base_weight`, `layer.spline_weight` and `layer.spline_scaler` are views of them in efficient-kan's shapes.
+    `layer.base_weight`, `layer.spline_weight` and `layer.spline_scaler` are views of them in efficient-kan's shapes. Pruning
+    adds a buffer `mask (I, O)` of ones and zeros, `edge_mask (O, I)` in a `state_dict`: an edge it masks stays exactly zero.
 
     Args:
         in_features, out_features: I, O >= 1.
@@ -56,6 +61,7 @@ class KANLinear(nn.Module):
     coef: nn.Parameter
     base_coef: nn.Parameter | None
     scaler: nn.Parameter | None
+    mask: Tensor | None
 
     def __init__(
         self,
@@ -109,6 +115,7 @@ class KANLinear(nn.Module):
         grid = knots.expand(in_features, -1).contiguous()
         check_grid(grid, in_features, spline_order)
         self.register_buffer("grid", grid)
+        self.register_buffer("mask", None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -149,32 +156,130 @@ class KANLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
-        activation = self._activation()
-        return kan_linear(x, self.coef, self.grid, self.base_coef, base_activation=activation, scaler=self.scaler)
+        scaler, base_coef = self.edge_factors()
+        return kan_linear(x, self.coef, self.grid, base_coef, base_activation=self.activation(), scaler=scaler)
 
-    def _activation(self) -> BaseActivation:
+    def edge_factors(self) -> tuple[Tensor | None, Tensor | None]:
+        """The scaler and base_coef with the mask on them."""
+        if self.mask is None:
+            return self.scaler, self.base_coef
+        scaler = self.mask if self.scaler is None else self.scaler * self.mask
+        return scaler, None if self.base_coef is None else self.base_coef * self.mask
+
+    def activation(self) -> BaseActivation:
+        """The base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
         kind = type(self.base_activation)
         return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else self.base_activation
 
-    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
-        """efficient-kan's stand-in for the paper's regularisation, of the weights alone: a scalar.
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, margin: float | None = None, quantiles: str = "efficient-kan") -> None:
+        """Move the knots to where the data are; every spline stays the same function as nearly as its new knots allow.
 
-        The mean |spline_weight| of every edge, summed, and the entropy of these means' shares. An edge that is exactly zero
-        adds nothing, where efficient-kan gives NaN.
+        The splines agree best on x, by least squares, and off it as well as that leaves open (see `projection`).
+
+        Args:
+            x: (..., I), finite, at least one row; of any floating dtype.
+            margin: >= 0, of the range beyond the data on either side, in x's units; None for 0.01, or pykan's 0.
+            quantiles: which of the sorted data become knots: "efficient-kan" or "pykan". They are blended with equidistant
+                knots by `grid_eps`, and extended by K knots.
+
+        Raises:
+            TypeError, ValueError: naming the argument; the layer is then unchanged.
         """
-        edges = self.coef.abs().mean(1)
-        total = edges.sum()
-        tiny = torch.finfo(edges.dtype).tiny ** 0.5  # its inverse times its logarithm is finite, so gradients are too
-        shares = edges / total.clamp_min(tiny)
-        entropy = -(shares * shares.clamp_min(tiny).log()).sum()
-        return regularize_activation * total + regularize_entropy * entropy
+        rows = check_rows(x, self.in_features, 1)
+        if margin is not None:
+            check_number("margin", margin, 0.0)
+        check_choice("quantiles", quantiles, QUANTILES)
+        rows = rows.detach().to(self.grid.dtype)
+        self._move_to(data_knots(rows, self.grid_size, self.spline_order, self.grid_eps, margin, quantiles), rows)
+
+    @torch.no_grad()
+    def set_grid(self, grid: Tensor) -> None:
+        """Take other knots, (I, G+2K+1), strictly increasing; every spline stays the same function as nearly as they allow.
+
+        Raises:
+            TypeError, ValueError: naming what is wrong with grid; the layer is then unchanged.
+        """
+        check_grid(grid, self.in_features, self.spline_order)
+        if grid.shape != self.grid.shape:
+            raise ValueError(
+                f"grid: expected shape {tuple(self.grid.shape)}, got {tuple(grid.shape)}; `refine` changes the grid size"
+            )
+        self._move_to(grid.to(self.grid.device, self.grid.dtype))
+
+    def _move_to(self, knots: Tensor, rows: Tensor | None = None) -> None:
+        """Refit to knots of this layer's shape, which are rounded to its dtype."""
+        grid = knots.to(self.grid.dtype)
+        check_grid(grid, self.in_features, self.spline_order)
+        coef = transfer_matrix(self.grid, grid, self.spline_order, rows) @ self.coef.double()
+        self.coef.copy_(coef)
+        self.grid.copy_(grid)
+
+    @torch.no_grad()
+    def refine(self, grid_size: int) -> "KANLinear":
+        """The paper's grid extension: a new layer of grid_size intervals that computes the same function.
+
+        The new inner knots divide the old range as the old ones do, the K knots on either side stay. Exact to rounding,
+        everywhere, if grid_size is a multiple of the old one: the new knots then contain the old. Otherwise the best
+        approximation over the knots' length. dtype, device and training flags are this layer's.
+
+        Raises:
+            TypeError, ValueError: grid_size is no int of at least 1, or its knots would be equal in this dtype.
+        """
+        check_size("grid_size", grid_size, 1)
+        finer = refined_knots(self.grid.double(), self.spline_order, grid_size).to(self.grid.dtype)
+        check_grid(finer, self.in_features, self.spline_order)
+        coef = transfer_matrix(self.grid, finer, self.spline_order) @ self.coef.double()
+        new = copy.deepcopy(self)
+        new.grid_size = grid_size
+        new.grid = finer
+        new.coef = nn.Parameter(coef.to(self.coef.dtype), requires_grad=self.coef.requires_grad)
+        return new
+
+    def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
+        """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
+        scaler, base_coef = self.edge_factors()
+        activation = self.activation()
+        return edge_norms(x, self.coef, self.grid, base_coef, ord, base_activation=activation, scaler=scaler)
+
+    def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
+        """(..., O, I): what every edge contributes on x to scores (..., O) of the outputs, by default ones.
+
+        As pykan's `attribute`: an edge's standard deviation over its output's, plus 1e-4, times the output's score.
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        share = self.edge_norms(rows, "std") / (self(rows).std(0) + 1e-4).unsqueeze(-1)
+        return share if out_scores is None else out_scores.unsqueeze(-1) * share
+
+    def regularization_loss(
+        self,
+        x: Tensor | float | None = None,
+        regularize_activation: float = 1.0,
+        regularize_entropy: float | None = None,
+        metric: str = "l1",
+    ) -> Tensor:
+        """A loss that makes edges few: a scalar; see `KAN.regularization_loss`, here of one layer and its own inputs x."""
+        x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
+        if x is None:
+            edges = self.coef.abs().mean(1)
+            return coefficient_loss(edges if self.mask is None else edges * self.mask, activation, entropy)
+        return norm_loss(self.metric_norms(x, metric), metric, activation, entropy)
+
+    def metric_norms(self, x: Tensor, metric: str) -> Tensor:
+        """(O, I): the edge norms that a metric of `KAN.regularization_loss` sums up; not "edge_backward", which is a net's."""
+        check_choice("metric", metric, ("l1", "edge_forward_spline_n", "edge_forward_spline_u"))
+        norms = self.edge_norms(x, "l1" if metric == "l1" else "std")
+        if metric == "edge_forward_spline_n":
+            norms = norms / (x.reshape(-1, x.shape[-1]).std(0) + 0.1)
+        return norms
 
     def extra_repr(self) -> str:
-        activation = self._activation()
+        activation = self.activation()
         fused = "none" if activation is None else "fused" if isinstance(activation, str) else "plain torch"
+        pruned = "" if self.mask is None else f", pruned={int((self.mask == 0).sum())} of {self.mask.numel()} edges"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
-            f"spline_order={self.spline_order}, standalone_scale_spline={self.scaler is not None}, base={fused}"
+            f"spline_order={self.spline_order}, standalone_scale_spline={self.scaler is not None}, base={fused}{pruned}"
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -196,7 +301,10 @@ class KANLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # A parameter that is pruned or parametrized has another name and its own layout: torch's way, untranslated.
-        present = {ours: names for ours, names in _LAYOUT.items() if self._parameters.get(ours) is not None}
+        if self.mask is None and prefix + "edge_mask" in state_dict:
+            self.mask = self.coef.new_ones(self.in_features, self.out_features)
+        own = self._parameters | self._buffers
+        present = {ours: names for ours, names in _LAYOUT.items() if own.get(ours) is not None}
         theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in present.items()}
         translated: dict[str, Any] = {}
         for key, value in state_dict.items():
@@ -223,68 +331,6 @@ class KANLinear(nn.Module):
             errors = [error.replace(f"{prefix}{ours}:", f"{prefix}{theirs} (as {ours}, permuted):") for error in errors]
         missing_keys.extend(missing)
         error_msgs.extend(errors)
-
-
-class KAN(nn.Module):
-    """A stack of `KANLinear`: `KAN([784, 64, 10])`. efficient-kan's arguments; its `state_dict` keys, `layers.{l}.*`.
-
-    layers_hidden: at least two sizes >= 1. The other arguments go to every layer, see `KANLinear`.
-    """
-
-    def __init__(
-        self,
-        layers_hidden: Sequence[int],
-        grid_size: int = 5,
-        spline_order: int = 3,
-        scale_noise: float = 0.1,
-        scale_base: float = 1.0,
-        scale_spline: float = 1.0,
-        base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
-        grid_eps: float = 0.02,
-        grid_range: Sequence[float] = (-1, 1),
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        enable_standalone_scale_spline: bool = True,
-    ) -> None:
-        super().__init__()
-        if isinstance(layers_hidden, str) or not isinstance(layers_hidden, Sequence):
-            raise TypeError(f"layers_hidden: expected a sequence of ints, got {type(layers_hidden).__name__}")
-        if len(layers_hidden) < 2:
-            raise ValueError(f"layers_hidden: expected at least an input and an output size, got {list(layers_hidden)}")
-        for position, size in enumerate(layers_hidden):
-            check_size(f"layers_hidden[{position}]", size, 1)
-        self.grid_size = grid_size
-        self.spline_order = spline_order
-        self.layers = nn.ModuleList(
-            KANLinear(
-                in_features,
-                out_features,
-                grid_size=grid_size,
-                spline_order=spline_order,
-                scale_noise=scale_noise,
-                scale_base=scale_base,
-                scale_spline=scale_spline,
-                enable_standalone_scale_spline=enable_standalone_scale_spline,
-                base_activation=base_activation,
-                grid_eps=grid_eps,
-                grid_range=grid_range,
-                device=device,
-                dtype=dtype,
-            )
-            for in_features, out_features in pairwise(layers_hidden)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., layers_hidden[0]) -> (..., layers_hidden[-1])."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
-        """The layers' `KANLinear.regularization_loss`, summed."""
-        layers = [layer for layer in self.layers if isinstance(layer, KANLinear)]
-        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in layers]
-        return torch.stack(losses).sum()
 
 
 def _module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """The operators' schemas, and who serves which device: the only file that knows several backends exist.
 
-The three operators, and two of them at once (the maths is in `reference.py`), live in `torch.ops.kan_kernels`. The reference
+The three operators, and two of them at once (the maths is in `reference.py`), and what is asked about edges
+(`reference_norms.py`) live in `torch.ops.kan_kernels`. The reference
 serves every dispatch key for which there is nothing faster; the C++ extension, when it was built, serves the CPU, and the
 Triton kernels, where triton is installed, serve CUDA (and ROCm, which has CUDA's name in torch).
 """
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import fallbacks, reference
+from . import fallbacks, reference, reference_norms
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -33,6 +34,11 @@ _SCHEMAS = {
     " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor)",
     "spline_backward": "(Tensor x, Tensor? w, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight,"
     " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
+    "edge_l1": "(Tensor x, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation) -> Tensor",
+    "edge_l1_backward": "(Tensor x, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation, Tensor r,"
+    " bool need_input, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
+    "basis_moments": "(Tensor x, Tensor grid, int spline_order, str activation) -> Tensor",
+    "basis_moments_backward": "(Tensor x, Tensor grid, int spline_order, str activation, Tensor r) -> Tensor",
 }
 
 
@@ -55,12 +61,45 @@ def _backward_shape(x, w, g, coef, scaler, grid, base_weight, activation, deriva
     return x.new_empty(x.shape), *_backward_coef_shape(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
 
 
+def _edge_l1_shape(x, coef, scaler, grid, base_weight, activation):
+    return x.new_empty(coef.shape[0], coef.shape[2])
+
+
+def _edge_l1_backward_shape(x, coef, scaler, grid, base_weight, activation, r, *needs):
+    shapes = (x.shape, coef.shape, r.shape, r.shape)
+    return tuple(x.new_empty(shape if needed else (0,)) for needed, shape in zip(needs, shapes, strict=True))
+
+
+def _basis_moments_shape(x, grid, spline_order, activation):
+    return x.new_empty(x.shape[1], grid.shape[1] - spline_order + 1, spline_order + 4, dtype=torch.float64)
+
+
+def _basis_moments_backward_shape(x, grid, spline_order, activation, r):
+    return x.new_empty(x.shape)
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "spline_forward": _forward_shape,
+    "spline_backward_input": _backward_input_shape,
+    "spline_backward_coef": _backward_coef_shape,
+    "spline_backward": _backward_shape,
+    "edge_l1": _edge_l1_shape,
+    "edge_l1_backward": _edge_l1_backward_shape,
+    "basis_moments": _basis_moments_shape,
+    "basis_moments_backward": _basis_moments_backward_shape,
+}
+
+
+def _referred(name: str) -> Callable[..., Any]:
+    """The reference's function of an operator's name."""
+    return getattr(reference_norms if hasattr(reference_norms, name) else reference, name)
+
+
 def _register() -> None:
-    fakes: tuple[Callable[..., Any], ...] = (_forward_shape, _backward_input_shape, _backward_coef_shape, _backward_shape)
-    for (name, schema), fake in zip(_SCHEMAS.items(), fakes, strict=True):
+    for name, schema in _SCHEMAS.items():
         _library.define(name + schema)
-        _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"kan_kernels::{name}", fake, lib=_library)
+        _library.impl(name, _referred(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"kan_kernels::{name}", _SHAPES[name], lib=_library)
 
 
 # Under Triton's interpreter the kernels for the GPU compute on CPU tensors, in numpy: to be tested without one.
@@ -94,14 +133,14 @@ def _register_triton() -> str:
 def _launch(name: str, *arguments: Any) -> Any:
     if triton_missing:
         fallbacks.note("the GPU runs on the reference", triton_missing)
-        return getattr(reference, name)(*arguments)
-    from .gpu import launch
+        return _referred(name)(*arguments)
+    from .gpu import launch, launch_edges
 
-    return getattr(launch, name)(*arguments)
+    return getattr(launch_edges if hasattr(launch_edges, name) else launch, name)(*arguments)
 
 
 def _interpret(name: str, *arguments: Any) -> Any:
-    return _launch(name, *arguments) if _backend == "triton" else getattr(reference, name)(*arguments)
+    return _launch(name, *arguments) if _backend == "triton" else _referred(name)(*arguments)
 
 
 _register()
@@ -112,6 +151,10 @@ spline_forward = torch.ops.kan_kernels.spline_forward.default
 spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
 spline_backward_coef = torch.ops.kan_kernels.spline_backward_coef.default
 spline_backward = torch.ops.kan_kernels.spline_backward.default
+edge_l1 = torch.ops.kan_kernels.edge_l1.default
+edge_l1_backward = torch.ops.kan_kernels.edge_l1_backward.default
+basis_moments = torch.ops.kan_kernels.basis_moments.default
+basis_moments_backward = torch.ops.kan_kernels.basis_moments_backward.default
 
 
 def instruction_set() -> str | None:

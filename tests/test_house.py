@@ -14,15 +14,22 @@ FLOORS = {
     "fallbacks": 0,
     "checks": 1,
     "grid": 1,
-    "gpu": 1,
-    "ops": 2,
-    "batching": 2,
-    "autograd": 3,
-    "functional": 4,
-    "layers": 5,
-    "diagnostics": 5,
-    "__init__": 6,
-    "info": 6,
+    "projection": 1,
+    "reference_norms": 1,
+    "gpu": 2,
+    "regularization": 2,
+    "ops": 3,
+    "batching": 3,
+    "autograd": 4,
+    "functional": 5,
+    "edge_norms": 6,
+    "diagnostics": 6,
+    "layers": 7,
+    "pruning": 8,
+    "network": 9,
+    "plotting": 10,
+    "__init__": 11,
+    "info": 12,
 }
 # The same for the files of the subpackage gpu, which itself looks only down.
 GPU_FLOORS = {
@@ -37,9 +44,11 @@ GPU_FLOORS = {
     "backward_coef": 1,
     "tiny": 1,
     "wide": 1,
+    "edge_l1": 1,
     "prepare": 2,
     "launch_wide": 3,
     "launch": 4,
+    "launch_edges": 4,
 }
 
 

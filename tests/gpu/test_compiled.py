@@ -15,9 +15,10 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kan_kernels.gpu import choose, prepare, weights
+from kan_kernels.gpu import choose, launch_edges, prepare, weights
 from kan_kernels.gpu.backward_coef import backward_coef_kernel
 from kan_kernels.gpu.backward_input import backward_input_kernel
+from kan_kernels.gpu.edge_l1 import edge_l1_backward_coef_kernel, edge_l1_backward_input_kernel, edge_l1_kernel
 from kan_kernels.gpu.forward import forward_kernel
 from kan_kernels.gpu.tiny import tiny_backward_kernel
 from kan_kernels.gpu.wide import bases_kernel, contract_kernel
@@ -122,6 +123,22 @@ def small_and_wide(target: str) -> list[Configuration]:
     return list(found.values())
 
 
+def edges(target: str) -> list[Configuration]:
+    """The norms of edges and their gradients, for few and many outputs."""
+    found: dict[str, Configuration] = {}
+    exact = "ieee" if target == "gfx942" else "tf32x3"
+    for mode in (exact, "tf32", "bf16", "fp16", "fp64"):
+        if choose.OLD_TRITON and target == "gfx942" and mode == "fp64":
+            continue  # as for `training_steps`
+        for kernel, D in ((edge_l1_kernel, 0), (edge_l1_backward_input_kernel, 1), (edge_l1_backward_coef_kernel, 1)):
+            for way, guarded in prepare.ways_of(mode, 3, D):
+                for O in (32, 256):
+                    chosen = launch_edges.tiles(mode, D == 1, O)
+                    one = configuration(kernel, mode, chosen, WAY=way, GUARDED=guarded)
+                    found.setdefault(str(one), one)
+    return list(found.values())
+
+
 def parameter_kernels() -> list[Configuration]:
     """Tables of knots, packed weights and finished gradients."""
     none = choose.Tiles(0, 64, 32, 0, 0, 4)
@@ -142,7 +159,7 @@ def parameter_kernels() -> list[Configuration]:
 def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], dict[tuple[int, ...], list]]:
     """Argument types, constants, and what is known of the rest: contiguous rows, aligned pointers and even sizes."""
     tensors, operands, sums = (TYPES | SMALL_TYPES)[one.mode]
-    types = dict.fromkeys(("x", "w", "g", "y", "result", "coef", "scaler", "base"), tensors)
+    types = dict.fromkeys(("x", "w", "g", "r", "y", "result", "coef", "scaler", "base"), tensors)
     types |= dict.fromkeys(("grid", "coef_gradient", "scaler_gradient", "base_gradient"), tensors)
     types |= dict.fromkeys(("packed", "packed_rest", "bases", "base_values"), operands)
     types |= dict.fromkeys(("inverse_scale", "largest"), "fp32")
@@ -150,7 +167,8 @@ def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], di
     types["uniform"] = "i32"
     names = one.kernel.arg_names
     constants = dict(one.constants)
-    last = ("x_stride_i", "w_stride_i", "g_stride_o", "coef_stride_o", "scaler_stride_o", "base_stride_o", "grid_stride_t")
+    last = ("x_stride_i", "w_stride_i", "g_stride_o", "r_stride_o", "coef_stride_o", "scaler_stride_o", "base_stride_o")
+    last += ("grid_stride_t",)
     constants |= {name: 1 for name in last if name in names}
     plain = {name: f"*{types[name]}" if name in types else "i32" for name in names}
     if "tolerance" in names:
@@ -224,6 +242,28 @@ SPILLS = {
     ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 6,
     ("gfx942", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYdirect"): 10,
     ("gfx942", "tiny_backward-ieee-K3-BO32-BI8-MC8-WAYuniform"): 15,
+    # ptxas's choice of registers again: none with maxnreg=255.
+    ("sm_100", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 5,
+    ("sm_100", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 5,
+    ("sm_100", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 3,
+    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYadaptive"): 8,
+    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYdirect"): 9,
+    ("sm_100", "edge_l1_backward_input-bf16-K3-BO128-MC16-WAYadaptive"): 10,
+    ("sm_100", "edge_l1_backward_input-bf16-K3-BO128-MC16-WAYdirect"): 27,
+    ("sm_100", "edge_l1_backward_input-bf16-K3-BO32-MC16-WAYadaptive"): 8,
+    ("sm_100", "edge_l1_backward_input-bf16-K3-BO32-MC16-WAYdirect"): 8,
+    ("sm_100", "edge_l1_backward_input-fp16-K3-BO128-MC16-WAYadaptive"): 10,
+    ("sm_100", "edge_l1_backward_input-fp16-K3-BO128-MC16-WAYdirect"): 27,
+    ("sm_100", "edge_l1_backward_input-fp16-K3-BO32-MC16-WAYadaptive"): 8,
+    ("sm_100", "edge_l1_backward_input-fp16-K3-BO32-MC16-WAYdirect"): 8,
+    ("sm_100", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYdirect"): 9,
+    ("sm_80", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 5,
+    ("sm_80", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 5,
+    ("sm_80", "edge_l1_backward_coef-fp64-K3-BO32-MC16-WAYadaptive"): 10,
+    ("sm_80", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYadaptive"): 19,
+    ("sm_80", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYdirect"): 15,
+    ("sm_80", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYadaptive"): 17,
+    ("sm_80", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYdirect"): 13,
 }
 # For the same reasons, by an older ptxas.
 SPILLS_OF_TRITON_36 = {
@@ -245,6 +285,23 @@ SPILLS_OF_TRITON_36 = {
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_100", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 12,
     ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
+    ("sm_100", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYdirect"): 16,
+    ("sm_100", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYdirect"): 16,
+    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYadaptive"): 15,
+    ("sm_100", "edge_l1_backward_input-bf16-K3-BO32-MC16-WAYadaptive"): 16,
+    ("sm_100", "edge_l1_backward_input-fp16-K3-BO32-MC16-WAYadaptive"): 16,
+    ("sm_80", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYadaptive"): 12,
+    ("sm_80", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYadaptive"): 12,
+    ("sm_90", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 2,
+    ("sm_90", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 2,
+    ("sm_90", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 6,
+    ("sm_90", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYadaptive"): 13,
+    ("sm_90", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYdirect"): 13,
+    ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYadaptive"): 13,
+    ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYdirect"): 13,
+    ("sm_90", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYadaptive"): 8,
+    # All 255 registers: an old Triton multiplies float64 on Blackwell by plain instructions.
+    ("sm_100", "edge_l1_backward_coef-fp64-K3-BO32-MC16-WAYadaptive"): 8,
 }
 if choose.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
@@ -284,6 +341,11 @@ def test_small_and_wide_layers(target, one, tmp_path):
     check(target, one, tmp_path, products=one.name == "tiny_backward")
 
 
+@pytest.mark.parametrize(("target", "one"), [(t, one) for t in TARGETS for one in edges(t)], ids=str)
+def test_edges(target, one, tmp_path):
+    check(target, one, tmp_path)
+
+
 @pytest.mark.parametrize("one", parameter_kernels(), ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_of_a_parameters_size(target, one, tmp_path):
@@ -294,10 +356,10 @@ def test_kernels_of_a_parameters_size(target, one, tmp_path):
 def test_sizes_of_one(ones):
     """Every kernel takes constants for its sizes."""
     kernels: dict[object, Configuration] = {}
-    for one in training_steps("sm_90") + small_and_wide("sm_90") + parameter_kernels():
+    for one in training_steps("sm_90") + small_and_wide("sm_90") + edges("sm_90") + parameter_kernels():
         if not dict(one.constants).get("SLICES"):  # which takes 16 features or more
             kernels.setdefault(one.kernel, one)
-    assert len(kernels) == 10
+    assert len(kernels) == 13
     for one in kernels.values():
         compile_for(one, "sm_90", ones)
 

@@ -1,0 +1,87 @@
+"""What edge norms cost beside a forward and a training step, and a grid update beside pykan's.
+
+`make bench`, or `python bench/edges.py [--threads 2] [--rounds 15] [--out FILE]`. Measurements are appended to
+bench/results/<date>-cpu-edges.jsonl, which table.py reads.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from cases import BENCH_CASES, Case, Tensors, make
+from machine import describe
+from records import RESULTS, append
+from variants import edges, measure, step
+
+import kan_kernels as kk
+
+NAMES = ("square-64", "square-256", "ten-outputs", "grid-20", "grid-100")
+ROWS = 10_000  # of the grid update
+
+
+def forward(t: Tensors) -> Callable[[], object]:
+    return lambda: kk.kan_linear(t.x, t.coef, t.grid, t.base_weight)
+
+
+def norms(t: Tensors, ord: str) -> Callable[[], object]:
+    return lambda: kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord)
+
+
+def norms_step(t: Tensors, ord: str) -> Callable[[], object]:
+    """The norms and their gradients with respect to x and all parameters."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in (t.x, t.coef, t.base_weight) if leaf is not None]
+    x, coef, base_weight = leaves
+    return lambda: torch.autograd.grad(kk.edge_norms(x, coef, t.grid, base_weight, ord).sum(), leaves)
+
+
+def comparisons() -> dict[str, tuple[Case, dict[str, Callable[[], object]]]]:
+    found = {}
+    for name in NAMES:
+        case = BENCH_CASES[name]
+        t = make(case, torch.float32)
+        shape = f"{case.I}→{case.O} at {case.N}, G={case.G}"
+        alone = {"forward": forward(t), "l1": norms(t, "l1"), "std": norms(t, "std")}
+        found[f"norms, {shape}"] = case, alone
+        steps = {"training step": step(case, torch.float32), "l1": norms_step(t, "l1"), "std": norms_step(t, "std")}
+        found[f"norms with gradients, {shape}"] = case, steps
+    return found
+
+
+def grid_updates() -> dict[str, Callable[[], object]]:
+    """64 to 64; pykan's where it is installed."""
+    x = torch.randn(ROWS, 64, generator=torch.Generator().manual_seed(0))
+    layer = kk.KANLinear(64, 64)
+    calls: dict[str, Callable[[], object]] = {"kan_kernels": lambda: layer.update_grid(x)}
+    if importlib.util.find_spec("kan") is not None:
+        from kan import KANLayer
+
+        theirs = KANLayer(64, 64, num=5, k=3)
+        calls["pykan"] = lambda: theirs.update_grid_from_samples(x)
+    return calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15, help="samples of every contender")
+    parser.add_argument("--out", type=Path, help="file to append to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    out = arguments.out or RESULTS / f"{describe()['date']}-cpu-edges.jsonl"
+    work = comparisons() | {f"grid update, 64→64, {ROWS} rows": (Case(ROWS, 64, 64), grid_updates())}
+    for name, (case, calls) in tqdm(work.items()):
+        records = measure(name, calls, dict.fromkeys(calls, edges(case)), arguments.rounds, arguments.threads)
+        append(out, records)
+        tqdm.write(f"{name}: " + ", ".join(f"{r['variant']} {r['median_ms']:.3f} ms ({r['ratio']:.2f})" for r in records))
+    print(f"Appended to {out}")
+
+
+if __name__ == "__main__":
+    main()

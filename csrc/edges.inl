@@ -1,0 +1,175 @@
+// Every edge's function by itself: the mean of its magnitude over the rows, and its signs, from which the gradients of that mean
+// follow as those of a layer. Included by kernels.inl inside its namespace.
+
+constexpr int kMagnitudesAtOnce = 16;  // in the compute type, before the sum goes on in double: they have one sign, and errors add up
+
+template <class C>
+inline Index<C> sign_bits(V<C> v) {
+  return (Index<C>)v & (Index<C>)broadcast(C(-0.0));
+}
+template <class C>
+inline V<C> magnitude(V<C> v) {
+  return (V<C>)((Index<C>)v ^ sign_bits<C>(v));
+}
+
+// weight where v > 0, -weight where v < 0, else 0: NaN has no sign.
+template <class C>
+inline V<C> signed_weight(V<C> v, V<C> weight) {
+  return magnitude<C>(v) > V<C>{} ? (V<C>)((Index<C>)weight ^ sign_bits<C>(v)) : V<C>{};
+}
+
+// Lanes of inputs from b on that exist.
+template <class C>
+inline Index<C> lanes_below(int count) {
+  Index<C> lane;
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) lane[l] = l;
+  return lane < Index<C>{} + typename Simd<C>::Int(count);
+}
+
+// visit(b, phi) for every input: its edges to a tile's outputs, R vectors.
+template <class C, int LIVE, int R, int STRIDE, class Visit>
+[[gnu::always_inline]] inline void visit_edges(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Visit visit) {
+  if constexpr (LIVE < 0)
+    contract_general(inputs, tile, [&](int64_t b, V<C> phi) __attribute__((always_inline)) { visit(b, &phi); });
+  else
+    contract_runs<C, LIVE, R>(
+        inputs, tile,
+        [](int64_t, V<C>* sum) __attribute__((always_inline)) {
+          for (int r = 0; r < R; ++r) sum[r] = V<C>{};
+        },
+        visit);
+}
+
+// sums[0 .. R lanes) += the magnitudes of the edges, in the compute type for a few inputs at a time.
+template <class C, int LIVE, int R, int STRIDE>
+void add_magnitudes(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, double* sums) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> some[R] = {};
+  int count = 0;
+  const auto flush = [&]() __attribute__((always_inline)) {
+    for (int r = 0; r < R; ++r) {
+      C lane[lanes];
+      store<C>(lane, some[r]);
+      for (int l = 0; l < lanes; ++l) sums[r * lanes + l] += double(lane[l]);
+      some[r] = V<C>{};
+    }
+    count = 0;
+  };
+  visit_edges<C, LIVE, R>(inputs, tile, [&](int64_t, const V<C>* phi) __attribute__((always_inline)) {
+    for (int r = 0; r < R; ++r) some[r] += magnitude<C>(phi[r]);
+    if (++count == kMagnitudesAtOnce) flush();
+  });
+  flush();
+}
+
+// The same for a layer of few outputs.
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
+void add_narrow_magnitudes(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, double* sums) {
+  V<C> some[kMostNarrowOutputs] = {};
+  narrow_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
+                                          [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
+                                            phi = lanes_below<C>(inputs.count - b) ? phi : V<C>{};
+                                            some[o] += magnitude<C>(phi);
+                                          });
+  for (int64_t o = 0; o < O; ++o) sums[o] += double(sum_lanes<C>(some[o]));
+}
+
+// signs[b * R lanes ...] = the edges' signs times `weight`, a row of the tile.
+template <class C, int LIVE, int R, int STRIDE>
+void write_signs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* weight, C* signs) {
+  constexpr int lanes = Simd<C>::lanes;
+  visit_edges<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* phi) __attribute__((always_inline)) {
+    for (int r = 0; r < R; ++r)
+      store<C>(signs + b * (R * lanes) + r * lanes, signed_weight<C>(phi[r], load(weight + r * lanes)));
+  });
+}
+
+// signs[o * STRIDE + b] likewise, 0 for inputs beyond the last.
+template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
+void write_narrow_signs(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, const C* weight,
+                        C* signs) {
+  narrow_contract<C, LIVE, TABLE_VECTORS>(
+      inputs, padded, table, base, O, [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
+        phi = lanes_below<C>(inputs.count - b) ? phi : V<C>{};
+        store<C>(signs + o * STRIDE + b, signed_weight<C>(phi, broadcast(weight[o])));
+      });
+}
+
+// One thread's blocks of rows x chunks of features.
+template <class C, int STRIDE>
+struct MagnitudeWorker {
+  const Layer<C>& layer;
+  const Coefficients<C>& coefficients;
+  const NarrowCoefficients<C>& narrow_coefficients;
+  const bool is_narrow;
+  const int64_t group;
+  EvaluationScratch<C, STRIDE> inputs;
+
+  MagnitudeWorker(const Coefficients<C>& coefficients_, const NarrowCoefficients<C>& narrow_coefficients_, int64_t chunk)
+      : layer(coefficients_.layer), coefficients(coefficients_), narrow_coefficients(narrow_coefficients_),
+        is_narrow(layer.narrow_table_vectors() > 0), group(layer.group_features(chunk)),
+        inputs(layer, chunk, group, false, !is_narrow) {}
+
+  // sums (features, padded_outputs) += a part's rows, block by block.
+  void add_rows(const RowPart& part, int64_t block, double* sums) {
+    for (int64_t n0 = part.n0; n0 < part.end; n0 += block) {
+      inputs.read(n0, smaller(block, part.end - n0), part.i0, part.features);
+      for (int64_t f = 0; f < part.features; f += group) {
+        const int64_t some = smaller(group, part.features - f);
+        double* own = sums + f * layer.padded_outputs;
+        inputs.evaluate(f, some);
+        is_narrow ? add_narrow(part.i0 + f, some, own) : add_tiles(part.i0 + f, some, own);
+      }
+    }
+  }
+
+ private:
+  void add_tiles(int64_t i, int64_t features, double* sums) {
+    with_live_rows(layer.live, [&](auto live) {
+      constexpr int LIVE = decltype(live)::value;
+      for (int64_t t = 0; t < layer.tiles; ++t)
+        with_width<widest_tile<LIVE>()>(layer.tile(t).vectors, [&](auto width) {
+          for (int64_t f = 0; f < features; ++f)
+            add_magnitudes<C, LIVE, decltype(width)::value>(inputs.inputs(f), coefficients.tile(layer.tile(t), i + f),
+                                                            sums + f * layer.padded_outputs + layer.tile(t).first);
+        });
+    });
+  }
+  void add_narrow(int64_t i, int64_t features, double* sums) {
+    with_narrow_table(layer.live, narrow_coefficients.table_vectors, [&](auto live, auto vectors) {
+      for (int64_t f = 0; f < features; ++f)
+        add_narrow_magnitudes<C, decltype(live)::value, decltype(vectors)::value>(
+            inputs.inputs(f), inputs.padded, narrow_coefficients.table(i + f), narrow_coefficients.base_weights(i + f),
+            layer.problem.O, sums + f * layer.padded_outputs);
+    });
+  }
+};
+
+template <class C>
+void edge_l1(const Problem& p, ParallelFor parallel_for) {
+  Layer<C> layer(p);
+  layer.prepare(parallel_for);
+  const RowSplits splits(layer);
+  const bool is_narrow = layer.narrow_table_vectors() > 0;
+  const Coefficients<C> coefficients(layer, !is_narrow, layer.tables.specialised(), parallel_for);
+  const NarrowCoefficients<C> narrow_coefficients(layer, is_narrow, parallel_for);
+  const int64_t O = layer.padded_outputs, all = p.I * O;
+  Buffer<double> sums(splits.count * all);
+  with_block_stride(splits.block, [&](auto stride) {
+    splits.run(parallel_for, layer.work_per_input(), [&] {
+      return [&, worker = MagnitudeWorker<C, decltype(stride)::value>(coefficients, narrow_coefficients, splits.chunk)](
+                 const RowPart& part) mutable {
+        double* own = &sums[part.split * all + part.i0 * O];
+        __builtin_memset(own, 0, size_t(part.features * O) * sizeof(double));
+        worker.add_rows(part, splits.block, own);
+      };
+    });
+  });
+  for (int64_t split = 1; split < splits.count; ++split) add_to(sums.data, &sums[split * all], all);
+  with_storage(p.storage, [&](auto tag) {
+    using S = decltype(tag);
+    for (int64_t i = 0; i < p.I; ++i)
+      for (int64_t o = 0; o < p.O; ++o) static_cast<S*>(p.edge_l1)[i * p.O + o] = narrow<S>(C(sums[i * O + o] / double(p.N)));
+  });
+}

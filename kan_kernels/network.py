@@ -1,0 +1,147 @@
+"""`KAN`: a stack of layers, efficient-kan's module, with what the KAN paper does to nets."""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import pruning
+from .checks import check_choice, check_number, check_rows, check_size
+from .layers import KANLinear
+from .regularization import METRICS, loss_arguments, norm_loss
+
+
+class KAN(nn.Module):
+    """A stack of `KANLinear`: `KAN([784, 64, 10])`. efficient-kan's arguments; its `state_dict` keys, `layers.{l}.*`.
+
+    layers_hidden: at least two sizes >= 1. The other arguments go to every layer, see `KANLinear`.
+    """
+
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        enable_standalone_scale_spline: bool = True,
+    ) -> None:
+        super().__init__()
+        if isinstance(layers_hidden, str) or not isinstance(layers_hidden, Sequence):
+            raise TypeError(f"layers_hidden: expected a sequence of ints, got {type(layers_hidden).__name__}")
+        if len(layers_hidden) < 2:
+            raise ValueError(f"layers_hidden: expected at least an input and an output size, got {list(layers_hidden)}")
+        for position, size in enumerate(layers_hidden):
+            check_size(f"layers_hidden[{position}]", size, 1)
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.layers = nn.ModuleList(
+            KANLinear(
+                in_features,
+                out_features,
+                grid_size=grid_size,
+                spline_order=spline_order,
+                scale_noise=scale_noise,
+                scale_base=scale_base,
+                scale_spline=scale_spline,
+                enable_standalone_scale_spline=enable_standalone_scale_spline,
+                base_activation=base_activation,
+                grid_eps=grid_eps,
+                grid_range=grid_range,
+                device=device,
+                dtype=dtype,
+            )
+            for in_features, out_features in pairwise(layers_hidden)
+        )
+
+    def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
+        """x (..., layers_hidden[0]) -> (..., layers_hidden[-1]); update_grid: every layer's `KANLinear.update_grid` first."""
+        for layer in self.layers:
+            if update_grid and isinstance(layer, KANLinear):
+                layer.update_grid(x)
+            x = layer(x)
+        return x
+
+    def refine(self, grid_size: int) -> "KAN":
+        """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
+        new = copy.deepcopy(self)
+        for position, layer in enumerate(self._kan_layers()):
+            new.layers[position] = layer.refine(grid_size)
+        new.grid_size = grid_size
+        return new
+
+    def regularization_loss(
+        self,
+        x: Tensor | float | None = None,
+        regularize_activation: float = 1.0,
+        regularize_entropy: float | None = None,
+        metric: str = "l1",
+    ) -> Tensor:
+        """A loss that makes edges few: a scalar, the layers' summed. Differentiable, in the memory of the layers' outputs.
+
+        Args:
+            x: None for efficient-kan's stand-in, of the weights alone: the mean |spline_weight| of every edge, summed, and the
+                entropy of these means' shares; an edge that is exactly zero adds nothing, where efficient-kan gives NaN. Or
+                the net's inputs (..., I), for norms of the edges' functions on them. A number is taken for efficient-kan's
+                first argument, and what follows for its second.
+            regularize_activation, regularize_entropy: factors of the sum and of the entropy, 1 unless given.
+            metric: of the norms on x. "l1": the paper's, eq. 2.17 to 2.20: the sum of the mean |phi| and the entropy of their
+                shares. pykan's, with its entropy in bits over rows and columns, by its names: "edge_forward_spline_n", std of
+                phi over that of its input plus 0.1; "edge_forward_spline_u", std of phi; "edge_backward", scores of
+                `attribute`.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
+        check_choice("metric", metric, METRICS)
+        if x is None:
+            losses = [layer.regularization_loss(None, activation, entropy) for layer in self._kan_layers()]
+        elif metric == "edge_backward":
+            scores = pruning.attribute(self._kan_layers(), x).edges
+            losses = [norm_loss(edges, metric, activation, entropy) for edges in scores]
+        else:
+            losses = []
+            for layer in self._kan_layers():
+                losses.append(layer.regularization_loss(x, activation, entropy, metric))
+                x = layer(x)
+        return torch.stack(losses).sum()
+
+    def attribute(self, x: Tensor) -> pruning.Scores:
+        """pykan's attribution: scores of every node and edge, passed back from the outputs, each of score 1.
+
+        x: (..., layers_hidden[0]), at least two rows. An edge's share of its output's standard deviation, times that output's
+        score, is its score; a node's is the sum over its outgoing edges; both the mean over the net's outputs.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        return pruning.attribute(self._kan_layers(), check_rows(x, self._kan_layers()[0].in_features, 2))
+
+    def prune(self, x: Tensor, node_th: float = 1e-2, edge_th: float = 3e-2) -> tuple["KAN", pruning.Cut]:
+        """A smaller new net without the hidden nodes and edges that score no more than the thresholds, and what was cut.
+
+        As pykan's `prune`: nodes first, then the edges of the net that is left, by `attribute` on x (..., I). Edges are
+        masked: they stay exactly zero through further training. The net computes what this one would with them masked.
+
+        Raises:
+            TypeError, ValueError: naming the argument; or node_th leaves a layer without nodes.
+        """
+        rows = check_rows(x, self._kan_layers()[0].in_features, 2)
+        check_number("node_th", node_th, 0.0)
+        check_number("edge_th", edge_th, 0.0)
+        new = copy.deepcopy(self)
+        cut = pruning.prune(new._kan_layers(), rows, node_th, edge_th)
+        return new, cut
+
+    def _kan_layers(self) -> list[KANLinear]:
+        return [layer for layer in self.layers if isinstance(layer, KANLinear)]

@@ -1,0 +1,87 @@
+"""`plot`: a net as the KAN paper draws it, every edge its function's curve."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .checks import check_number, check_rows
+from .functional import kan_linear
+from .layers import KANLinear
+from .network import KAN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_POINTS = 65  # of a curve
+
+
+@torch.no_grad()
+def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure":
+    """Draw a net: nodes as dots, every edge as a small curve of its function over the range of its inputs.
+
+    Args:
+        net: the `KAN`.
+        x: (..., layers_hidden[0]), finite, at least two rows: the data that give ranges and scores.
+        beta: > 0; an edge of score s (`KAN.attribute`) has opacity tanh(beta s), as in pykan.
+        least: edges of less opacity than this are left out, so that wide nets can be drawn.
+
+    Returns:
+        A matplotlib Figure: `plot(net, x).savefig("net.png")`.
+
+    Raises:
+        ImportError: matplotlib is not installed (`pip install kan_kernels[plot]`).
+        TypeError, ValueError: naming the argument.
+    """
+    if not isinstance(net, KAN):
+        raise TypeError(f"net: expected a KAN, got {type(net).__name__}")
+    layers = [layer for layer in net.layers if isinstance(layer, KANLinear)]
+    rows = check_rows(x, layers[0].in_features, 2)
+    check_number("beta", beta, 0.0)
+    check_number("least", least, 0.0)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot needs matplotlib: pip install kan_kernels[plot]") from error
+
+    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    opacity = [(beta * scores).tanh() for scores in net.attribute(rows).edges]
+    figure = Figure(figsize=(max(4.0, 1.3 * max(widths)), 2.6 * len(layers) + 0.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.12, len(layers) + 0.12)
+    for level, layer in enumerate(layers):
+        shown = (opacity[level] > least).nonzero().tolist()
+        for place, (o, i) in enumerate(shown):
+            alpha = float(opacity[level][o, i])
+            middle = ((place + 0.5) / len(shown), level + 0.5)
+            ends = (_across(i, widths[level]), level), (_across(o, widths[level + 1]), level + 1)
+            side = min(0.8 / len(shown), 0.3)
+            for (across, up), towards in zip(ends, (-0.5, 0.5), strict=True):
+                edge_of_box = middle[1] + 0.36 * towards
+                axes.plot([across, middle[0]], [up, edge_of_box], color="black", alpha=alpha, linewidth=1, zorder=1)
+            points, values = _curve(layer, rows[:, i], i, o)
+            inset = axes.inset_axes((middle[0] - side / 2, middle[1] - 0.18, side, 0.36), transform=axes.transData)
+            inset.plot(points, values, color="black", alpha=alpha, linewidth=1.5)
+            inset.set(xticks=[], yticks=[])
+            for spine in inset.spines.values():
+                spine.set_alpha(alpha)
+        rows = layer(rows)
+    for level, width in enumerate(widths):
+        axes.scatter([_across(k, width) for k in range(width)], [level] * width, color="black", s=25, zorder=2)
+    return figure
+
+
+def _across(k: int, width: int) -> float:
+    return (k + 0.5) / width
+
+
+def _curve(layer: KANLinear, x: Tensor, i: int, o: int) -> tuple[Tensor, Tensor]:
+    """The edge's function over the range of x (N,)."""
+    points = torch.linspace(float(x.min()), float(x.max()), _POINTS, dtype=x.dtype, device=x.device)
+    scaler, base = (None if t is None else t[i : i + 1, o : o + 1] for t in layer.edge_factors())
+    coef, grid = layer.coef[i : i + 1, :, o : o + 1], layer.grid[i : i + 1]
+    activation = layer.activation()
+    values = kan_linear(points.unsqueeze(1), coef, grid, base, base_activation=activation, scaler=scaler)
+    return points.cpu(), values[:, 0].cpu()

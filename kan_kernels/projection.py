@@ -1,0 +1,93 @@
+"""The same functions on other knots: coefficients fitted by quadrature and on the data.
+
+A spline's coefficients on new knots depend linearly on the old ones, feature by feature and alike for every output, so that a
+matrix (I, M_new, M_old) carries any number of outputs over. It minimises the squared distance of the functions over the new
+knots' whole length, by Gauss quadrature that is exact for splines, or with data that over the data, plus a 10^-8th of the
+former, which decides what the data leave open. Normal equations in float64: scaled to a unit diagonal, those of B-splines
+are well conditioned on any increasing knots (de Boor, "A Practical Guide to Splines", ch. XI).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import basis
+
+OPEN_SHARE = 1e-8
+_BASES_AT_ONCE = 1 << 21  # values in memory
+
+
+def interpolation_matrix(knots: Tensor, grid_size: int, spline_order: int) -> Tensor:
+    """(M, G+1): values on the G+1 inner knots -> the coefficients of least norm among those that fit them best.
+
+    knots (G+2K+1), float64. There are fewer inner knots than coefficients for K > 1, so many splines fit exactly.
+    """
+    inner = knots[spline_order : spline_order + grid_size + 1].unsqueeze(1)
+    return torch.linalg.pinv(basis(inner, knots.unsqueeze(0), spline_order)[:, 0])
+
+
+def transfer_matrix(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None = None) -> Tensor:
+    """(I, M_new, M_old), float64: old coefficients -> new ones, of splines of degree K on old and new knots (I, G+2K+1).
+
+    x (N, I) are data on which the functions are to agree best.
+    """
+    old, new = old.double(), new.double()
+    bases = old.shape[1] + new.shape[1]
+    features = max(1, _BASES_AT_ONCE // (bases * bases * (spline_order + 1)))
+    parts = [
+        _transfer(o, n, spline_order, None if x is None else x[:, k * features : (k + 1) * features])
+        for k, (o, n) in enumerate(zip(old.split(features), new.split(features), strict=True))
+    ]
+    return torch.cat(parts)
+
+
+def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> Tensor:
+    points, weights = _quadrature(torch.cat([old, new], dim=1).sort(dim=1).values, spline_order + 1)
+    gram, cross = _products(points, weights, old, new, spline_order)
+    transfer = _solve(gram, cross)
+    if x is None:
+        return transfer
+    data_gram, data_cross = _data_products(x, old, new, spline_order)
+    length = new[:, -1] - new[:, 0]
+    share = (OPEN_SHARE * x.shape[0] / length)[:, None, None]
+    # As a correction: where the new knots can hold the function, there is nothing to correct, and no rounding.
+    return transfer + _solve(data_gram + share * gram, data_cross - data_gram @ transfer)
+
+
+def _quadrature(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Points and weights (P, I) of Gauss-Legendre with `count` points on every interval of ends (I, T)."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    off_diagonal = k / (4 * k * k - 1).sqrt()
+    # Golub and Welsch: nodes are the eigenvalues of the Legendre polynomials' recurrence.
+    nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
+    weights = (2 * vectors[0] ** 2).to(ends.device)
+    nodes = nodes.to(ends.device)
+    half = ends.diff(dim=1).unsqueeze(-1) / 2
+    points = ends[:, :-1].unsqueeze(-1) + half * (nodes + 1)
+    return points.flatten(1).t(), (half * weights).flatten(1).t()
+
+
+def _products(points: Tensor, weights: Tensor | None, old: Tensor, new: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """(I, M_new, M_new) and (I, M_new, M_old): sums over points (P, I) of products of bases."""
+    new_bases, old_bases = basis(points, new, K).transpose(0, 1), basis(points, old, K).transpose(0, 1)
+    tested = new_bases if weights is None else new_bases * weights.t().unsqueeze(-1)
+    tested = tested.transpose(1, 2)
+    return tested @ new_bases, tested @ old_bases
+
+
+def _data_products(x: Tensor, old: Tensor, new: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """The same over the data, a part of the rows at a time."""
+    rows = max(1, _BASES_AT_ONCE // (old.shape[0] * (old.shape[1] + new.shape[1])))
+    sums = None
+    for part in x.split(rows):
+        products = _products(part.double(), None, old, new, K)
+        sums = products if sums is None else (sums[0] + products[0], sums[1] + products[1])
+    assert sums is not None, "no rows"
+    return sums
+
+
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    scale = gram.diagonal(dim1=1, dim2=2).clamp_min(math.ulp(0.0)).rsqrt().unsqueeze(-1)
+    factor = torch.linalg.cholesky(gram * scale * scale.transpose(1, 2))
+    return scale * torch.cholesky_solve(scale * right, factor)

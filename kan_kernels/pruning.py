@@ -1,0 +1,86 @@
+"""Which nodes and edges matter, and layers without the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .layers import KANLinear
+
+
+@dataclass(frozen=True)
+class Scores:
+    """nodes[l] (width of layer l), inputs first; edges[l] (O, I) of layer l. pykan's `node_scores` and `edge_scores`."""
+
+    nodes: list[Tensor]
+    edges: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What `KAN.prune` took away, in the numbering of the net before; printing it gives a line per layer."""
+
+    nodes: list[list[int]]  # of every hidden layer, removed
+    edges: list[list[tuple[int, int]]]  # of every layer, (output, input) masked among the nodes that are left
+    widths: list[int]
+
+    def __str__(self) -> str:
+        lines = [f"widths now {self.widths}"]
+        lines += [f"hidden layer {k + 1}: {len(nodes)} nodes cut" for k, nodes in enumerate(self.nodes)]
+        lines += [f"layer {k}: {len(edges)} edges cut" for k, edges in enumerate(self.edges)]
+        return "\n".join(lines)
+
+
+def attribute(layers: Sequence[KANLinear], x: Tensor) -> Scores:
+    """See `KAN.attribute`."""
+    inputs = [x]
+    for before in layers[:-1]:
+        inputs.append(before(inputs[-1]))
+    outputs = layers[-1].out_features
+    scores = torch.eye(outputs, dtype=x.dtype, device=x.device)  # of every node for every output of the net
+    nodes = [scores.mean(0)]
+    edges: list[Tensor] = []
+    for layer, into in zip(reversed(layers), reversed(inputs), strict=True):
+        of_edges = layer.edge_scores(into, scores)
+        scores = of_edges.sum(1)
+        edges.insert(0, of_edges.mean(0))
+        nodes.insert(0, scores.mean(0))
+    return Scores(nodes, edges)
+
+
+@torch.no_grad()
+def prune(layers: Sequence[KANLinear], x: Tensor, node_th: float, edge_th: float) -> Cut:
+    """Cut `layers` in place, see `KAN.prune`."""
+    kept = [torch.arange(layers[0].in_features, device=x.device)]
+    for level, scores in enumerate(attribute(layers, x).nodes[1:-1], 1):
+        kept.append((scores > node_th).nonzero().flatten())
+        if len(kept[-1]) == 0:
+            raise ValueError(
+                f"node_th: expected one that leaves nodes in hidden layer {level}, whose largest score is"
+                f" {scores.max().item():.3g}, got {node_th}"
+            )
+    kept.append(torch.arange(layers[-1].out_features, device=x.device))
+    nodes = [
+        sorted(set(range(layer.out_features)) - set(left.tolist()))
+        for layer, left in zip(layers[:-1], kept[1:-1], strict=True)
+    ]
+    for layer, rows, columns in zip(layers, kept, kept[1:], strict=False):
+        _take(layer, rows, columns)
+    edges = []
+    for k, (layer, scores) in enumerate(zip(layers, attribute(layers, x).edges, strict=True)):
+        before = torch.ones_like(scores).t() if layer.mask is None else layer.mask
+        mask = (scores.t() > edge_th).to(before.dtype) * before
+        layer.mask = mask.contiguous()
+        masked = (before != mask).nonzero()
+        edges.append(sorted((int(kept[k + 1][o]), int(kept[k][i])) for i, o in masked))
+    return Cut(nodes, edges, [len(left) for left in kept])
+
+
+def _take(layer: KANLinear, inputs: Tensor, outputs: Tensor) -> None:
+    """Leave only some inputs and outputs."""
+    layer.in_features, layer.out_features = len(inputs), len(outputs)
+    layer.grid = layer.grid[inputs]
+    layer.mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
+    for name, value in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(value[inputs][..., outputs].clone(), requires_grad=value.requires_grad))

@@ -1,0 +1,104 @@
+"""The truth about edges: their functions' values, mean magnitudes and second moments, in plain torch, written to be read.
+
+phi_{i,o}(t) = base_weight[i,o] b(t) + sum_m coef[i,m,o] beta_{i,m}(t), coef times scaler (I, O) where given. Dense in rows,
+features and outputs; sizes as in `reference`.
+"""
+
+import torch
+from torch import Tensor
+
+from .reference import base_activation, basis, scaled, spline_order
+
+
+def edge_values(
+    x: Tensor,
+    coef: Tensor,
+    scaler: Tensor | None,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    activation: str,
+    derivative: int = 0,
+) -> Tensor:
+    """(N, I, O): the n-th derivative of phi_{i,o} at x[:, i], n = derivative."""
+    bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative)
+    values = torch.einsum("nim,imo->nio", bases, scaled(coef, scaler))
+    if base_weight is not None:
+        values = values + base_activation(x, activation, derivative).unsqueeze(-1) * base_weight
+    return values
+
+
+def edge_l1(
+    x: Tensor, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None, activation: str
+) -> Tensor:
+    """(I, O): the mean over the rows of |phi_{i,o}(x[n,i])|, the L1 norm of the KAN paper's eq. 2.17."""
+    return edge_values(x, coef, scaler, grid, base_weight, activation).abs().mean(0)
+
+
+def edge_l1_backward(
+    x: Tensor,
+    coef: Tensor,
+    scaler: Tensor | None,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    activation: str,
+    r: Tensor,
+    need_input: bool,
+    need_coef: bool,
+    need_scaler: bool,
+    need_base: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of sum over i, o of r[i,o] edge_l1[i,o]: (N, I), (I, M, O), (I, O), (I, O); (0,) where not needed."""
+    signs = edge_values(x, coef, scaler, grid, base_weight, activation).sign() * (r / x.shape[0])
+    x_gradient = coef_gradient = scaler_gradient = base_gradient = x.new_empty(0)
+    if need_input:
+        x_gradient = (signs * edge_values(x, coef, scaler, grid, base_weight, activation, 1)).sum(2)
+    if need_coef or need_scaler:
+        bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]))
+        gradient = torch.einsum("nim,nio->imo", bases, signs)
+        if need_coef:
+            coef_gradient = scaled(gradient, scaler)
+        if need_scaler:
+            scaler_gradient = (gradient * coef).sum(1)
+    if need_base:
+        base_gradient = (base_activation(x, activation).unsqueeze(-1) * signs).sum(0)
+    return x_gradient, coef_gradient, scaler_gradient, base_gradient
+
+
+def basis_moments(x: Tensor, grid: Tensor, spline_order: int, activation: str) -> Tensor:
+    """(I, M+2, K+4) in float64: the sums over the rows of products of two bases, of which only K+1 neighbours are not 0.
+
+    [i, m, d] for d <= K: beta_m beta_{m+d}, 0 beyond the last; [i, m, K+1]: beta_m b; [i, m, K+2]: beta_m e; [i, m, K+3]:
+    beta_m; with e = 1 - sum_m beta_m, which is 0 within the grid range and lets a constant be taken from the coefficients.
+    [i, M, 0]: b b; [i, M, K+2]: b e; [i, M, K+3]: b; [i, M+1, 0]: e e; [i, M+1, K+3]: e; the rest 0.
+    """
+    x, K = x.double(), spline_order
+    bases, b = basis(x, grid.double(), K), base_activation(x, activation)
+    M, e = bases.shape[2], 1 - bases.sum(-1)
+    moments = x.new_zeros(x.shape[1], M + 2, K + 4)
+    for d in range(min(K + 1, M)):
+        moments[:, : M - d, d] = (bases[..., : M - d] * bases[..., d:]).sum(0)
+    moments[:, :M, K + 1] = (bases * b.unsqueeze(-1)).sum(0)
+    moments[:, :M, K + 2] = (bases * e.unsqueeze(-1)).sum(0)
+    moments[:, :M, K + 3] = bases.sum(0)
+    for row, value in ((M, b), (M + 1, e)):
+        moments[:, row, 0] = (value * value).sum(0)
+        moments[:, row, K + 3] = value.sum(0)
+    moments[:, M, K + 2] = (b * e).sum(0)
+    return moments
+
+
+def basis_moments_backward(x: Tensor, grid: Tensor, spline_order: int, activation: str, r: Tensor) -> Tensor:
+    """(N, I) in the dtype of x: the gradient of the sum of r (I, M+2, K+4) times `basis_moments`."""
+    points, knots, K = x.double(), grid.double(), spline_order
+    bases, slopes = basis(points, knots, K), basis(points, knots, K, 1)
+    b, b_slope = base_activation(points, activation), base_activation(points, activation, 1)
+    M, e, e_slope = bases.shape[2], 1 - bases.sum(-1), -slopes.sum(-1)
+    gradient = (slopes * r[:, :M, K + 3]).sum(-1) + (b_slope * e + b * e_slope) * r[:, M, K + 2]
+    for row, value, slope in ((M, b, b_slope), (M + 1, e, e_slope)):
+        along = r[:, :M, K + 1 + row - M]
+        gradient = gradient + ((slopes * value.unsqueeze(-1) + bases * slope.unsqueeze(-1)) * along).sum(-1)
+        gradient = gradient + slope * r[:, row, K + 3] + 2 * value * slope * r[:, row, 0]
+    for d in range(min(K + 1, M)):
+        products = slopes[..., : M - d] * bases[..., d:] + bases[..., : M - d] * slopes[..., d:]
+        gradient = gradient + (products * r[:, : M - d, d]).sum(-1)
+    return gradient.to(x.dtype)

@@ -1,0 +1,274 @@
+"""The kernels for the norms of edges, like those of `test_kernels.py`: on a GPU where there is one, else interpreted."""
+
+import dataclasses
+
+import pytest
+import torch
+from cases import DTYPES, Case, Tensors, make, with_gaps
+from test_kernels import DEVICE, INTERPRETED, NO_GPU, Allocations, triton_operators
+from test_nonfinite import VALUES, same
+from tolerance import assert_twice_rule
+
+import kan_kernels as kk
+from kan_kernels import ops, reference, reference_norms
+from kan_kernels.gpu import choose, launch_edges
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # masked rows overflow in the interpreter's numpy
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of numpy by Triton 3.6's interpreter
+]
+
+IN_PARTS = Case(450, 1, 5, scaled=True)  # the sum over rows
+# A program's tiles are 64 rows (32 in float64), 32 or more outputs, 16 bases and the base.
+EDGES = [
+    Case(1, 1, 1),
+    Case(7, 1, 63, knots="adaptive", scaled=True),
+    Case(63, 7, 1, K=1, base=None),
+    Case(129, 2, 7, layout="strided", scaled=True),
+    Case(70, 1, 129, K=2, knots="adaptive"),
+    Case(63, 2, 5, G=20, base="identity", scaled=True),
+    Case(70, 2, 5, G=11, K=4),  # 16 bases: only the base is in the second slice of columns
+    Case(65, 3, 5, G=4, K=0, knots="adaptive", scaled=True),
+    Case(63, 1, 3, G=30, K=5),
+    Case(63, 1, 3, G=3, K=6, base=None),
+    Case(130, 1, 3, knots="clamped"),
+    IN_PARTS,
+]
+
+
+def away_from_zero(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
+    """The case with edges of one sign each and no phi near 0, whose sign rounding would decide. r is its g[:I]."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = dataclasses.replace(case, N=max(case.N, case.I), layout="contiguous")
+    t = make(rows, dtype, seed).to(torch.float64)
+    t.x, t.g = t.x[: case.N], t.g[: case.I]
+    sign = torch.where(torch.rand(case.I, case.O, generator=generator) < 0.5, -1.0, 1.0).double()
+    t.coef = sign.unsqueeze(1) * (1.5 + 0.3 * t.coef.tanh())
+    t.scaler = None if t.scaler is None else 1 + 0.3 * t.scaler.tanh()
+    t.base_weight = None if t.base_weight is None else 0.3 * t.base_weight.tanh()
+    values = reference_norms.edge_values(t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu").abs()
+    close = ((values < 0.1) & (values > 0)).any(2)
+    inside = make(dataclasses.replace(rows, points="inside"), dtype, seed).x[: case.N].double()
+    t.x = torch.where(close, inside, t.x)
+    t = t.to(dtype)
+    if case.layout == "strided":
+        t = Tensors(**{name: None if v is None else with_gaps(v) for name, v in vars(t).items()})
+    return t
+
+
+def arguments(t: Tensors, case: Case):
+    return t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu"
+
+
+def norms(module, t: Tensors, case: Case):
+    return (module.edge_l1(*arguments(t, case)),)
+
+
+def gradients(module, t: Tensors, case: Case):
+    return module.edge_l1_backward(*arguments(t, case), t.g, True, True, case.scaled, case.base is not None)
+
+
+OPERATORS = (norms, gradients)
+
+
+def scales(operator, t: Tensors, case: Case):
+    """What the results' terms add up to before they cancel."""
+    positive = Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in vars(t).items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_norms, "basis", lambda *a: reference.basis(*a).abs())
+        patch.setattr(reference_norms, "base_activation", lambda *a: reference.base_activation(*a).abs())
+        return operator(reference_norms, positive, case)
+
+
+def with_dtypes() -> list:
+    """Every case in float32, every other one in each of the other types."""
+    some = {torch.float64: EDGES[::2], torch.float32: EDGES, torch.bfloat16: EDGES[1::2], torch.float16: EDGES[::2]}
+    return [pytest.param(case, dtype, id=f"{case}-{str(dtype)[6:]}") for dtype in DTYPES for case in some[dtype]]
+
+
+@pytest.mark.parametrize(("case", "dtype"), with_dtypes())
+def test_norms_and_gradients(case, dtype):
+    """The twice-rule, as for the operators of layers."""
+
+    def compute(reference_dtype, seed):
+        t, other = away_from_zero(case, dtype, seed), away_from_zero(case, reference_dtype, seed)
+        for operator in OPERATORS:
+            everything = (
+                operator(triton_operators, t, case),
+                operator(reference_norms, other, case),
+                operator(reference_norms, other.to(torch.float64), case),
+                operator(reference_norms, t.to(torch.float64), case),
+                scales(operator, t.to(torch.float64), case),
+            )
+            for value, rounded, rounded_exact, exact, scale in zip(*everything, strict=True):
+                yield value, exact + (rounded.double() - rounded_exact), exact, scale
+
+    assert_twice_rule(compute, dtype, max(1, min(6, 100 // (case.N * case.O))), "edges")
+
+
+@pytest.mark.parametrize("case", [Case(130, 3, 33, scaled=True), Case(70, 2, 5, G=20, K=2, knots="adaptive")], ids=str)
+@pytest.mark.parametrize(("precision", "bits"), [("high", 10), ("medium", 7)])
+def test_precision_is_torchs_choice(case, precision, bits):
+    """Operands of 10 and 7 explicit bits: errors of that size, and not of a smaller one."""
+    before = torch.get_float32_matmul_precision()
+    t = away_from_zero(case, torch.float32)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        results = [operator(triton_operators, t, case) for operator in OPERATORS]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for operator, values in zip(OPERATORS, results, strict=True):
+        for value, exact in zip(values, operator(reference_norms, t.to(torch.float64), case), strict=True):
+            if exact.numel():
+                error = ((value - exact).abs().max() / exact.abs().max()).item()
+                assert 2.0 ** -(bits + 6) < error < 4 * 2.0**-bits
+
+
+@pytest.mark.parametrize("case", [Case(129, 2, 3), Case(70, 1, 5, G=20, knots="adaptive")], ids=str)
+def test_signs_of_any_functions(case):
+    """Functions that cross 0: in float64 no sign is left to rounding."""
+    t = make(dataclasses.replace(case, points="inside"), torch.float64)
+    t.g = t.g[: case.I]
+    for operator in OPERATORS:
+        for value, exact in zip(operator(triton_operators, t, case), operator(reference_norms, t, case), strict=True):
+            torch.testing.assert_close(value, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_zero_has_no_sign():
+    """Edges that are 0 everywhere have gradient 0, as torch's sign says."""
+    case = Case(70, 3, 5)
+    t = away_from_zero(case, torch.float32)
+    t.coef[1], t.base_weight[1] = 0, 0
+    x_gradient, coef_gradient, _, base_gradient = gradients(triton_operators, t, case)
+    assert not x_gradient[:, 1].any()
+    assert not coef_gradient[1].any()
+    assert not base_gradient[1].any()
+    assert coef_gradient[0].any()
+
+
+@pytest.mark.parametrize("case", [Case(37, 3, 5, K=1), Case(37, 3, 5, knots="adaptive"), Case(37, 3, 5, K=0)], ids=str)
+def test_nan_and_inf_as_the_reference(case):
+    t = away_from_zero(case, torch.float32)
+    for k, value in enumerate(VALUES):
+        t.x[3 * k, k % 2] = value
+    for operator in OPERATORS:
+        for value, truth in zip(operator(triton_operators, t, case), operator(reference_norms, t, case), strict=True):
+            same(value, truth)
+
+
+def test_no_rows():
+    case = Case(0, 3, 2)
+    t = make(dataclasses.replace(case, N=3), torch.float32)
+    t.x = t.x[:0]
+    assert norms(triton_operators, t, case)[0].isnan().all()
+    x_gradient, coef_gradient, *_ = gradients(triton_operators, t, case)
+    assert x_gradient.shape == (0, 3)
+    assert not coef_gradient.any()
+
+
+def test_only_what_is_needed():
+    """A gradient that is not asked for comes back empty, and leaves the others' bits alone."""
+    case = Case(63, 2, 5, scaled=True)
+    t = away_from_zero(case, torch.float32)
+    everything = triton_operators.edge_l1_backward(*arguments(t, case), t.g, True, True, True, True)
+    for needs in [(k == 0, k == 1, k == 2, k == 3) for k in range(5)]:
+        some = triton_operators.edge_l1_backward(*arguments(t, case), t.g, *needs)
+        for gradient, full, needed in zip(some, everything, needs, strict=True):
+            assert tuple(gradient.shape) == (tuple(full.shape) if needed else (0,))
+            assert not needed or torch.equal(gradient, full)
+
+
+def test_the_gradient_of_a_base_that_is_not_there():
+    """As the reference: what is asked for is given."""
+    case = Case(63, 2, 5, base=None)
+    t = away_from_zero(case, torch.float64)
+    value, exact = (
+        module.edge_l1_backward(*arguments(t, case), t.g, False, False, False, True)[3]
+        for module in (triton_operators, reference_norms)
+    )
+    torch.testing.assert_close(value, exact)
+
+
+def test_features_in_several_launches(monkeypatch):
+    """Partial sums of few features at a time, where all would not fit the scratch."""
+    case = Case(70, 3, 7, scaled=True)
+    t = away_from_zero(case, torch.float32)
+    together = gradients(triton_operators, t, case)
+    monkeypatch.setattr(launch_edges, "SCRATCH_BYTES", 2 * 4 * (case.M + 1) * case.O)
+    for value, expected in zip(gradients(triton_operators, t, case), together, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_same_bits_every_time():
+    """Sums in parts have one order."""
+    assert launch_edges.split("tf32x3", IN_PARTS.N, IN_PARTS.I, IN_PARTS.O, IN_PARTS.M + 1)[1] > 1
+    t = away_from_zero(IN_PARTS, torch.float32)
+    for operator in OPERATORS:
+        first, second = (operator(triton_operators, t, IN_PARTS) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["x", "coef", "scaler", "grid", "base_weight", "g"])
+def test_offsets_beyond_32_bits(name):
+    """Elements more than 2^31 apart."""
+    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    case = Case(3, 2, 2, K=2, G=2, scaled=True)
+    t = away_from_zero(case, torch.bfloat16).on(DEVICE)
+    values = getattr(t, name)
+    strides = [16, 4, 1][-values.dim() :]
+    strides[0] = 2**31 // (values.shape[0] - 1)
+    view = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=DEVICE).as_strided(values.shape, strides)
+    spread = dataclasses.replace(t, **{name: view.copy_(values)})
+    with kk.use_backend("triton"):
+        for operator in OPERATORS:
+            for value, expected in zip(operator(ops, spread, case), operator(ops, t, case), strict=True):
+                assert torch.equal(value, expected), operator.__name__
+
+
+def test_nothing_of_the_edges_size_in_memory():
+    """What is allocated is of the size of inputs and parameters, not of (N, I, O) or (N, I, M)."""
+    case = Case(60, 8, 4)
+    t = away_from_zero(case, torch.float32).on(DEVICE)
+    for operator in OPERATORS:
+        with Allocations() as seen:
+            operator(launch_edges, t, case)
+        assert 0 < seen.largest <= 4 * case.N * case.I
+
+
+MOMENTS = [Case(300, 3, 1), Case(129, 2, 1, K=0, knots="adaptive"), Case(150, 3, 1, G=20, K=2, base="identity")]
+
+
+def moments(module, t: Tensors, case: Case):
+    return (module.basis_moments(t.x, t.grid, case.K, case.base),)
+
+
+def moments_gradient(module, t: Tensors, case: Case):
+    shape = reference_norms.basis_moments(t.x[:0], t.grid, case.K, case.base).shape
+    r = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(t.x.device)
+    return (module.basis_moments_backward(t.x, t.grid, case.K, case.base, r),)
+
+
+@pytest.mark.parametrize("operator", [moments, moments_gradient], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", MOMENTS, ids=str)
+def test_moments(monkeypatch, case, dtype, operator):
+    """The reference, on a part of the rows at a time."""
+    t = make(case, dtype)
+    (exact,) = operator(reference_norms, t, case)
+    bases = 8 * case.N * t.grid.numel()
+    monkeypatch.setattr(choose, "WIDE_SCRATCH_BYTES", bases)
+    (value,) = operator(triton_operators, t, case)
+    assert value.dtype is exact.dtype
+    torch.testing.assert_close(value, exact)
+    t = t.on(DEVICE)
+    with Allocations() as seen:
+        operator(launch_edges, t, case)
+    assert seen.largest <= max(bases // 4, exact.nbytes)
+
+
+def test_moments_of_no_rows():
+    case = Case(0, 3, 1)
+    t = make(case, torch.float32)
+    assert not moments(triton_operators, t, case)[0].any()
+    assert moments_gradient(triton_operators, t, case)[0].shape == (0, 3)

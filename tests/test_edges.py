@@ -1,0 +1,155 @@
+"""Every instruction set x case x dtype: the operators about edges against the float64 reference."""
+
+import dataclasses
+from contextlib import contextmanager
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case, Tensors, make
+from tolerance import assert_twice_rule
+
+import kan_kernels as kk
+from kan_kernels import ops, reference_norms
+
+SOME = [case for case in CASES if case.N > 0 and case.N * case.I * case.M * case.O <= 300_000]
+
+
+@contextmanager
+def absolute_terms():
+    """The reference with |bases| and |b|, and so |phi|: what results add up to before they cancel."""
+    basis, activation = reference_norms.basis, reference_norms.base_activation
+    reference_norms.basis = lambda *a: basis(*a).abs()
+    reference_norms.base_activation = lambda *a: activation(*a).abs()
+    try:
+        yield
+    finally:
+        reference_norms.basis, reference_norms.base_activation = basis, activation
+
+
+def magnitudes(t: Tensors) -> Tensors:
+    """The problem in float64 with every factor but the bases replaced by its absolute value."""
+    values = vars(t.to(torch.float64)).items()
+    return Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in values})
+
+
+def arguments(t: Tensors, case: Case):
+    return t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu"
+
+
+def away_from_zero(t: Tensors, case: Case, seed: int) -> Tensors:
+    """The same problem with edges of one sign each where they are not exactly 0: another rounding is no other sign."""
+    generator = torch.Generator().manual_seed(seed)
+    side = torch.randint(0, 2, (case.I, case.O), generator=generator) * 2.0 - 1
+    t.coef = (t.coef / 8 + 2 * side.unsqueeze(1)).to(t.coef.dtype)
+    if t.scaler is not None:
+        t.scaler = t.scaler.abs() + 0.5
+    if t.base_weight is not None:
+        t.base_weight = t.base_weight / 8
+    # Inputs are rounded already: moving some to places that are rounded too leaves the dtype's own problem.
+    values = reference_norms.edge_values(*arguments(t.to(torch.float64), case))
+    near = ((values.abs() < 0.1) & (values != 0)).any(2)
+    inside = (torch.rand(t.x.shape, generator=generator) * 1.8 - 0.9).to(torch.bfloat16).to(t.x.dtype)
+    t.x = torch.where(near, inside, t.x)
+    return t
+
+
+def edge_l1(module, t: Tensors, case: Case):
+    return (module.edge_l1(*arguments(t, case)),)
+
+
+def edge_l1_backward(module, t: Tensors, case: Case):
+    generator = torch.Generator().manual_seed(case.N)
+    r = torch.rand(case.I, case.O, generator=generator).to(t.x.dtype)
+    needs = True, True, t.scaler is not None, t.base_weight is not None
+    return tuple(g for g in module.edge_l1_backward(*arguments(t, case), r, *needs) if g.numel())
+
+
+def moments_gradient(module, t: Tensors, case: Case):
+    generator = torch.Generator().manual_seed(case.N)
+    r = torch.rand(case.I, case.M + 2, case.K + 4, generator=generator, dtype=torch.float64)
+    return (module.basis_moments_backward(t.x, t.grid, case.K, case.base or "silu", r),)
+
+
+@pytest.mark.parametrize("operator", [edge_l1, edge_l1_backward])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SOME, ids=str)
+def test_against_the_reference(instruction_set, operator, case, dtype):
+    if case.points == "equal" and (operator is edge_l1_backward or dtype is torch.float64):
+        case = dataclasses.replace(case, points="inside")  # 2100 equal terms of one sign: every rounding is the same way
+
+    def compute(reference_dtype, seed):
+        t = away_from_zero(make(case, dtype, seed), case, seed)
+        same = away_from_zero(make(case, reference_dtype, seed), case, seed)
+        values, exact = operator(ops, t, case), operator(reference_norms, t.to(torch.float64), case)
+        reference_values = operator(reference_norms, same, case)
+        reference_exact = operator(reference_norms, same.to(torch.float64), case)
+        with absolute_terms():
+            scales = operator(reference_norms, magnitudes(t), case)
+        for value, truth, other, other_truth, scale in zip(
+            values, exact, reference_values, reference_exact, scales, strict=True
+        ):
+            yield value, other.double() - other_truth + truth, truth, scale
+
+    trials = 4 if case.N * case.I * case.O < 5000 or operator is edge_l1_backward else 1
+    assert_twice_rule(compute, dtype, trials, f"{operator.__name__} {case} {dtype}")
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moments_are_of_double_accuracy(instruction_set, case, dtype):
+    """Whatever the inputs' dtype, the reference computes in float64 as well."""
+    t = make(case, dtype)
+    gradient, truth = moments_gradient(ops, t, case)[0], moments_gradient(reference_norms, t, case)[0]
+    eps = torch.finfo(dtype).eps if dtype is not torch.float64 else 1e-12
+    torch.testing.assert_close(gradient, truth, rtol=eps, atol=eps * truth.abs().max().item())
+    moments = ops.basis_moments(t.x, t.grid, case.K, case.base or "silu")
+    exact = reference_norms.basis_moments(t.x, t.grid, case.K, case.base or "silu")
+    assert moments.dtype is torch.float64
+    torch.testing.assert_close(moments, exact, rtol=1e-12, atol=1e-12 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("needed", range(4))
+def test_only_what_is_needed(needed):
+    case = Case(129, 7, 33, scaled=True)
+    t = make(case, torch.float32)
+    r = torch.ones(case.I, case.O)
+    everything = ops.edge_l1_backward(*arguments(t, case), r, True, True, True, True)
+    one = ops.edge_l1_backward(*arguments(t, case), r, *(k == needed for k in range(4)))
+    for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
+        assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("outputs", [3, 33])
+def test_non_finite_inputs(instruction_set, outputs):
+    """What is not finite spreads to the norms of its feature, and through no sign: as in the reference."""
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        case = Case(63, 5, outputs)
+        t = make(case, torch.float64)
+        t.x[17, 2] = bad
+        r = torch.ones(case.I, case.O, dtype=torch.float64)
+        ours, truth = (
+            (module.edge_l1(*arguments(t, case)), *module.edge_l1_backward(*arguments(t, case), r, True, True, False, True))
+            for module in (ops, reference_norms)
+        )
+        for value, expected in zip(ours, truth, strict=True):
+            assert torch.equal(value.isnan(), expected.isnan())
+            torch.testing.assert_close(value, expected, equal_nan=True)
+        spread = kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, "std")
+        assert torch.equal(spread.isnan(), torch.arange(case.I).eq(2).expand(case.O, -1))
+
+
+@pytest.mark.parametrize("case", [Case(2100, 7, 33, G=20), Case(2100, 129, 5)], ids=str)
+def test_threads_do_not_change_bits(case):
+    t = make(case, torch.float32)
+    r = torch.ones(case.I, case.O)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(
+            (ops.edge_l1(*arguments(t, case)), *ops.edge_l1_backward(*arguments(t, case), r, True, True, False, True),
+             ops.basis_moments(t.x, t.grid, case.K, "silu"))
+        )  # fmt: skip
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
