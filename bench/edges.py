@@ -1,11 +1,10 @@
-"""What edge norms cost beside a forward and a training step, and a grid update beside pykan's.
+"""What edge norms cost beside a forward and a training step.
 
 `make bench`, or `python bench/edges.py [--threads 2] [--rounds 15] [--out FILE]`. Measurements are appended to
 bench/results/<date>-cpu-edges.jsonl, which table.py reads.
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ from variants import edges, measure, step
 import kan_kernels as kk
 
 NAMES = ("square-64", "square-256", "ten-outputs", "grid-20", "grid-100")
-ROWS = 10_000  # of the grid update
 
 
 def forward(t: Tensors) -> Callable[[], object]:
@@ -54,19 +52,6 @@ def comparisons() -> dict[str, tuple[Case, dict[str, Callable[[], object]]]]:
     return found
 
 
-def grid_updates() -> dict[str, Callable[[], object]]:
-    """64 to 64; pykan's where it is installed."""
-    x = torch.randn(ROWS, 64, generator=torch.Generator().manual_seed(0))
-    layer = kk.KANLinear(64, 64)
-    calls: dict[str, Callable[[], object]] = {"kan_kernels": lambda: layer.update_grid(x)}
-    if importlib.util.find_spec("kan") is not None:
-        from kan import KANLayer
-
-        theirs = KANLayer(64, 64, num=5, k=3)
-        calls["pykan"] = lambda: theirs.update_grid_from_samples(x)
-    return calls
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -75,8 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     out = arguments.out or RESULTS / f"{describe()['date']}-cpu-edges.jsonl"
-    work = comparisons() | {f"grid update, 64→64, {ROWS} rows": (Case(ROWS, 64, 64), grid_updates())}
-    for name, (case, calls) in tqdm(work.items()):
+    for name, (case, calls) in tqdm(comparisons().items()):
         records = measure(name, calls, dict.fromkeys(calls, edges(case)), arguments.rounds, arguments.threads)
         append(out, records)
         tqdm.write(f"{name}: " + ", ".join(f"{r['variant']} {r['median_ms']:.3f} ms ({r['ratio']:.2f})" for r in records))

@@ -119,7 +119,7 @@ def variants(records: list[Record]) -> list[list[str]]:
     by_name: dict[str, list[Record]] = {}
     for record in records:
         by_name.setdefault(record["comparison"], []).append(record)
-    table = [["a training step", "of", "ms", "ratio to it"]]
+    table = [["", "of", "ms", "ratio to it"]]
     for name, (first, *others) in by_name.items():
         ratios = ", ".join(f"{r['variant']} {r['ratio']:.2f}" for r in others)
         table.append([name, first["variant"], f"{first['median_ms']:.3g}", ratios])
@@ -195,6 +195,7 @@ BLOCKS = (
     Block("models", ROOT / "README.md", "cpu-models", ("case", "provider"), models),
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
+    Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
     Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
     GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )

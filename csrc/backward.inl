@@ -56,8 +56,9 @@ void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, cons
   add_products(products, evaluated.padded, result);
 }
 
-// Inputs of a run whose terms are summed at once. Signs of an edge that stays on one side add up roundings of one side, too.
-constexpr int kSummedAtOnce = 64, kSignsAtOnce = 16;
+// Inputs of a run whose terms are summed at once: all of it, but signs of an edge that stays on one side add up roundings of one
+// side, too.
+constexpr int kSummedAtOnce = kLargestBlock, kSignsAtOnce = 16;
 
 enum class Way { none, tiles, narrow };
 

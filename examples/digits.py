@@ -10,9 +10,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
+from memory import memory_kilobytes, restart_peak_memory
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -46,24 +46,6 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = train_test_split(pixels / 8 - 1, labels, test_size=360, random_state=0, stratify=labels)
     train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
     return train_x.float(), test_x.float(), train_y, test_y
-
-
-def memory_kilobytes(field: str) -> int | None:
-    """A field of /proc/self/status; None on a system that has no such file."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith(field + ":")), None)
-
-
-def restart_peak_memory() -> int | None:
-    """Forget the peak so far and give the memory in use now; None where the system cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return memory_kilobytes("VmRSS")
 
 
 def train(backend: str, epochs: int, seed: int) -> Run:

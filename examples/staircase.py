@@ -7,9 +7,10 @@ publishes for its Example 1, "Function Fitting", which trains the same net on th
 import argparse
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import kan_kernels as kk
@@ -17,7 +18,7 @@ import kan_kernels as kk
 GRIDS = (3, 5, 10, 20, 50, 100)
 PUBLISHED = {3: 1.46e-2, 10: 2.84e-4, 20: 4.21e-5, 50: 1.02e-5, 100: 1.64e-4}  # pykan's train RMSE
 STEPS = 200  # of every grid at most, as pykan's; each is 20 iterations of LBFGS
-MOVING = 20  # steps of the first grid in which the hidden node's knots follow its values
+MOVING = 20  # steps of the first grid, with the hidden node's knots following its values
 
 
 @dataclass
@@ -43,10 +44,11 @@ def function(x: Tensor) -> Tensor:
 
 
 def place_knots(net: kk.KAN, x: Tensor) -> None:
-    """Equidistant knots over [-1, 1] for the inputs, knots where its values are for the hidden node.
+    """Equidistant knots over [-1, 1] for the inputs; the hidden node's where its values are on x.
 
-    `refine` leaves the K knots on either side where the coarsest grid had them. With knots as close outside as inside, G = 10
-    gets from 3.6e-4 to 2.8e-4 in 30 steps. A margin beyond [-1, 1] costs: 0.01 ends at 3.0e-4.
+    `refine` leaves the K knots on either side where the coarsest grid had them. There, LBFGS stops at 3.3e-4 for G = 10 and
+    at 4.6e-5 for G = 20; with knots as close outside as inside it gets to 2.8e-4 and 1.6e-5. And `update_grid` has a margin,
+    which makes the intervals longer: with its 0.01 for the inputs, too, G = 10 stops at 2.9e-4.
     """
     inputs, hidden = net.layers
     inputs.update_grid(torch.linspace(-1, 1, 1001, dtype=x.dtype).unsqueeze(1).expand(-1, 2), margin=0.0)
@@ -58,11 +60,17 @@ def rmse(net: kk.KAN, x: Tensor, y: Tensor) -> float:
         return (net(x) - y).square().mean().sqrt().item()
 
 
+def lbfgs(net: kk.KAN) -> torch.optim.LBFGS:
+    """Torch's tolerances, of 1e-9 for a change of the loss, would end G = 20 at 8e-5, whose square is 6e-9."""
+    return torch.optim.LBFGS(
+        net.parameters(), history_size=100, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+
 def train(net: kk.KAN, data: tuple[Tensor, Tensor, Tensor, Tensor], bar: tqdm) -> Stage:
-    """LBFGS until ten steps gain less than 1 %, or for `STEPS`."""
+    """LBFGS until twenty steps gain less than 1 %, or for `STEPS`."""
     train_x, train_y, test_x, test_y = data
-    G = net.grid_size
-    moving = MOVING if G == GRIDS[0] else 1
+    moving = MOVING if net.grid_size == GRIDS[0] else 1
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -70,50 +78,80 @@ def train(net: kk.KAN, data: tuple[Tensor, Tensor, Tensor, Tensor], bar: tqdm) -
         loss.backward()
         return loss
 
-    stage = Stage(G, [], [], 0.0)
+    stage = Stage(net.grid_size, [], [], 0.0)
     start = time.perf_counter()
     for step in range(STEPS):
         if step < moving:
-            # The hidden node's values leave [-1, 1] at once, and outside of the knots there is no gradient of splines.
+            # At first the hidden node's values leave its knots, beyond which splines are 0 and so are their gradients.
             place_knots(net, train_x)
-            optimizer = lbfgs(net)  # what it knows of the loss was about other knots
+            optimizer = lbfgs(net)  # a new one: the old one's history is of coefficients on other knots
         optimizer.step(closure)
         stage.train.append(rmse(net, train_x, train_y))
         stage.test.append(rmse(net, test_x, test_y))
-        bar.set_postfix(G=G, train=f"{stage.train[-1]:.2e}")
+        bar.set_postfix(G=stage.G, train=f"{stage.train[-1]:.2e}")
         bar.update()
-        if step >= moving + 10 and stage.train[-1] > 0.99 * stage.train[-11]:
+        if step >= moving + 20 and stage.train[-1] > 0.99 * stage.train[-21]:
             break
     stage.seconds = time.perf_counter() - start
     return stage
 
 
-def lbfgs(net: kk.KAN) -> torch.optim.LBFGS:
-    """Tolerances of 0: squared errors of 1e-12 and their gradients are below torch's."""
-    return torch.optim.LBFGS(
-        net.parameters(), history_size=100, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-
 def staircase(seed: int) -> list[Stage]:
+    """Train on every grid in turn, from one initial net."""
     data = points()
     torch.manual_seed(seed)
-    net = kk.KAN(
-        [2, 1, 1], GRIDS[0], base_activation=torch.nn.Identity, scale_base=0.3, grid_eps=0.9, dtype=torch.float64
-    )
+    # Base functions of SiLU end in a local minimum, an RMSE of 0.6, from 7 of 10 seeds; linear ones with scale_base 1 from
+    # 1 of 10, with 0.3, which are larger, from none. The hidden node has few values at its ends: equidistant knots alone
+    # (grid_eps 1) end higher for G = 50, more of the quantiles (0.5) for G = 10.
+    net = kk.KAN([2, 1, 1], GRIDS[0], base_activation=nn.Identity, scale_base=0.3, grid_eps=0.8, dtype=torch.float64)
     stages = []
     with tqdm(total=len(GRIDS) * STEPS, unit="step") as bar:
-        for G in GRIDS:
-            net = net if G == GRIDS[0] else net.refine(G)
+        for k, G in enumerate(GRIDS):
+            net = net.refine(G) if k else net
             stages.append(train(net, data, bar))
+            bar.update((k + 1) * STEPS - bar.n)  # steps that were not needed
     return stages
 
 
-def main():
+def print_table(stages: list[Stage]) -> None:
+    print(f"{'G':>4}{'steps':>7}{'train RMSE':>12}{'test RMSE':>11}{'s':>6}{'pykan, train RMSE':>19}")
+    for stage in stages:
+        published = f"{PUBLISHED[stage.G]:.2e}" if stage.G in PUBLISHED else "-"
+        row = f"{stage.G:>4}{len(stage.train):>7}{stage.train[-1]:>12.2e}{stage.test[-1]:>11.2e}{stage.seconds:>6.1f}"
+        print(f"{row}{published:>19}")
+
+
+def plot(stages: list[Stage], path: str) -> None:
+    """The losses over the steps, pykan's published ones where each grid ends."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    ends = list(accumulate(len(stage.train) for stage in stages))
+    for name in ("train", "test"):
+        axes.semilogy([loss for stage in stages for loss in getattr(stage, name)], label=name, linewidth=1.2)
+    published = [(end - 1, PUBLISHED[stage.G]) for stage, end in zip(stages, ends, strict=True) if stage.G in PUBLISHED]
+    axes.semilogy(*zip(*published, strict=True), "k_", markersize=12, markeredgewidth=2, label="train, pykan (published)")
+    for stage, end in zip(stages, ends, strict=True):
+        axes.axvline(end - 1, color="0.85", linewidth=0.8, zorder=0)
+        middle = end - len(stage.train) / 2
+        name = f"G = {stage.G}" if stage is stages[0] else stage.G
+        axes.text(middle, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+    axes.set(xlabel="step of LBFGS (20 iterations)", ylabel="RMSE", xlim=(0, ends[-1] + 4))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    print(f"Drawn to {path}")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
-    for st in staircase(a.seed):
-        print(st.G, len(st.train), f"{st.train[-1]:.2e} {st.test[-1]:.2e} {st.seconds:.1f}", PUBLISHED.get(st.G), "FAIL" if st.train[-1]>PUBLISHED.get(st.G,9) else "")
+    parser.add_argument("--seed", type=int, default=0, help="of the net's initial weights")
+    parser.add_argument("--plot", metavar="FILE", help="draw the losses over the steps")
+    arguments = parser.parse_args()
+    stages = staircase(arguments.seed)
+    print_table(stages)
+    if arguments.plot:
+        plot(stages, arguments.plot)
+
+
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ from torch import Tensor
 
 QUANTILES = ("efficient-kan", "pykan")
 _MARGIN = {"efficient-kan": 0.01, "pykan": 0.0}
+_SORTED_AT_ONCE = 1 << 20  # values in memory
 
 
 def uniform_knots(grid_size: int, spline_order: int, low: float, high: float) -> Tensor:
@@ -20,13 +21,13 @@ def data_knots(x: Tensor, grid_size: int, spline_order: int, grid_eps: float, ma
     feature whose values are all equal gets efficient-kan's margin and at least its share of equidistant knots.
     """
     G, K, N = grid_size, spline_order, x.shape[0]
-    ordered = x.double().sort(dim=0).values
     if quantiles == "pykan":
         places = [int(N / G * i) for i in range(G)] + [N - 1]
     else:
         places = torch.linspace(0, N - 1, G + 1, dtype=torch.int64).tolist()
-    adaptive = ordered[places]
-    low, high = ordered[0], ordered[-1]
+    parts = x.split(max(1, _SORTED_AT_ONCE // N), dim=1)
+    adaptive = torch.cat([part.sort(dim=0).values[places] for part in parts], dim=1).double()
+    low, high = adaptive[0], adaptive[-1]
     spreads = high > low
     given = _MARGIN[quantiles] if margin is None else margin
     margins = torch.full_like(low, given).where(spreads, max(given, _MARGIN["efficient-kan"]))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _POINTS = 65  # of a curve
+_LAYER = 2.6  # a layer's height, in inches
+_BOX = 1.3  # a curve's largest width; its height is 0.7 of its width
+_WIDEST = 40.0  # of a figure
 
 
 @torch.no_grad()
@@ -46,30 +49,32 @@ def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure
 
     widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
     opacity = [(beta * scores).tanh() for scores in net.attribute(rows).edges]
-    figure = Figure(figsize=(max(4.0, 1.3 * max(widths)), 2.6 * len(layers) + 0.6))
+    shown = [(of_edges > least).nonzero().tolist() for of_edges in opacity]
+    width = min(max(4.0, 0.6 * max(widths), *(_BOX * len(edges) for edges in shown)), _WIDEST)
+    figure = Figure(figsize=(width, _LAYER * len(layers) + 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.12, len(layers) + 0.12)
     for level, layer in enumerate(layers):
-        shown = (opacity[level] > least).nonzero().tolist()
-        for place, (o, i) in enumerate(shown):
+        wide = min(0.8 / max(1, len(shown[level])), _BOX / width)
+        high = 0.7 * wide * width / _LAYER
+        for place, (o, i) in enumerate(shown[level]):
             alpha = float(opacity[level][o, i])
-            middle = ((place + 0.5) / len(shown), level + 0.5)
+            middle = ((place + 0.5) / len(shown[level]), level + 0.5)
             ends = (_across(i, widths[level]), level), (_across(o, widths[level + 1]), level + 1)
-            side = min(0.8 / len(shown), 0.3)
             for (across, up), towards in zip(ends, (-0.5, 0.5), strict=True):
-                edge_of_box = middle[1] + 0.36 * towards
+                edge_of_box = middle[1] + high * towards
                 axes.plot([across, middle[0]], [up, edge_of_box], color="black", alpha=alpha, linewidth=1, zorder=1)
             points, values = _curve(layer, rows[:, i], i, o)
-            inset = axes.inset_axes((middle[0] - side / 2, middle[1] - 0.18, side, 0.36), transform=axes.transData)
+            inset = axes.inset_axes((middle[0] - wide / 2, middle[1] - high / 2, wide, high), transform=axes.transData)
             inset.plot(points, values, color="black", alpha=alpha, linewidth=1.5)
             inset.set(xticks=[], yticks=[])
             for spine in inset.spines.values():
                 spine.set_alpha(alpha)
         rows = layer(rows)
-    for level, width in enumerate(widths):
-        axes.scatter([_across(k, width) for k in range(width)], [level] * width, color="black", s=25, zorder=2)
+    for level, nodes in enumerate(widths):
+        axes.scatter([_across(k, nodes) for k in range(nodes)], [level] * nodes, color="black", s=25, zorder=2)
     return figure
 
 
