@@ -285,13 +285,6 @@ SPILLS_OF_TRITON_36 = {
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_100", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 12,
     ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
-    ("sm_100", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYdirect"): 16,
-    ("sm_100", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYdirect"): 16,
-    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYadaptive"): 15,
-    ("sm_100", "edge_l1_backward_input-bf16-K3-BO32-MC16-WAYadaptive"): 16,
-    ("sm_100", "edge_l1_backward_input-fp16-K3-BO32-MC16-WAYadaptive"): 16,
-    ("sm_80", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYadaptive"): 12,
-    ("sm_80", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYadaptive"): 12,
     ("sm_90", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 6,
@@ -300,8 +293,6 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYadaptive"): 13,
     ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYdirect"): 13,
     ("sm_90", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYadaptive"): 8,
-    # All 255 registers: an old Triton multiplies float64 on Blackwell by plain instructions.
-    ("sm_100", "edge_l1_backward_coef-fp64-K3-BO32-MC16-WAYadaptive"): 8,
 }
 if choose.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
@@ -341,7 +332,11 @@ def test_small_and_wide_layers(target, one, tmp_path):
     check(target, one, tmp_path, products=one.name == "tiny_backward")
 
 
-@pytest.mark.parametrize(("target", "one"), [(t, one) for t in TARGETS for one in edges(t)], ids=str)
+# Of an old Triton a part, for time.
+EDGE_TARGETS = ("sm_90", "gfx942") if choose.OLD_TRITON else tuple(TARGETS)
+
+
+@pytest.mark.parametrize(("target", "one"), [(t, one) for t in EDGE_TARGETS for one in edges(t)], ids=str)
 def test_edges(target, one, tmp_path):
     check(target, one, tmp_path)
 
