@@ -4,20 +4,16 @@
 bench/results/<date>-cpu-edges.jsonl, which table.py reads.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from cases import BENCH_CASES, Case, Tensors, make
-from machine import describe
-from records import RESULTS, append
-from variants import edges, measure, step
+from variants import compare, parse, step
 
 import kan_kernels as kk
 
@@ -39,32 +35,22 @@ def norms_step(t: Tensors, ord: str) -> Callable[[], object]:
     return lambda: torch.autograd.grad(kk.edge_norms(x, coef, t.grid, base_weight, ord).sum(), leaves)
 
 
-def comparisons() -> dict[str, tuple[Case, dict[str, Callable[[], object]]]]:
+def comparisons() -> dict[str, dict[str, tuple[Case, Callable[[], object]]]]:
     found = {}
     for name in NAMES:
         case = BENCH_CASES[name]
         t = make(case, torch.float32)
         shape = f"{case.I}→{case.O} at {case.N}, G={case.G}"
         alone = {"forward": forward(t), "l1": norms(t, "l1"), "std": norms(t, "std")}
-        found[f"norms, {shape}"] = case, alone
+        found[f"norms, {shape}"] = {variant: (case, call) for variant, call in alone.items()}
         steps = {"training step": step(case, torch.float32), "l1": norms_step(t, "l1"), "std": norms_step(t, "std")}
-        found[f"norms with gradients, {shape}"] = case, steps
+        found[f"norms with gradients, {shape}"] = {variant: (case, call) for variant, call in steps.items()}
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15, help="samples of every contender")
-    parser.add_argument("--out", type=Path, help="file to append to")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    out = arguments.out or RESULTS / f"{describe()['date']}-cpu-edges.jsonl"
-    for name, (case, calls) in tqdm(comparisons().items()):
-        records = measure(name, calls, dict.fromkeys(calls, edges(case)), arguments.rounds, arguments.threads)
-        append(out, records)
-        tqdm.write(f"{name}: " + ", ".join(f"{r['variant']} {r['median_ms']:.3f} ms ({r['ratio']:.2f})" for r in records))
-    print(f"Appended to {out}")
+    arguments = parse(__doc__)
+    compare(comparisons(), arguments, "cpu-edges")
 
 
 if __name__ == "__main__":

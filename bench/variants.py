@@ -86,15 +86,32 @@ def edges(case: Case) -> int:
     return case.N * case.I * case.O
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str | None) -> argparse.Namespace:
+    """The command line, with its number of threads set."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15, help="samples of every contender")
     parser.add_argument("--out", type=Path, help="file to append to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    out = arguments.out or RESULTS / f"{describe()['date']}-cpu-variants.jsonl"
+    return arguments
 
+
+def compare(work: dict[str, dict[str, tuple[Case, Callable[[], object]]]], arguments: argparse.Namespace, kind: str) -> None:
+    """Measure every comparison's contenders and append to results/<date>-<kind>.jsonl."""
+    out = arguments.out or RESULTS / f"{describe()['date']}-{kind}.jsonl"
+    for name, contenders in tqdm(work.items()):
+        calls = {variant: call for variant, (_, call) in contenders.items()}
+        sizes = {variant: edges(case) for variant, (case, _) in contenders.items()}
+        records = measure(name, calls, sizes, arguments.rounds, arguments.threads)
+        torch.set_num_threads(arguments.threads)
+        append(out, records)
+        tqdm.write(f"{name}: " + ", ".join(f"{r['variant']} {r['median_ms']:.3f} ms ({r['ratio']:.2f})" for r in records))
+    print(f"Appended to {out}")
+
+
+def main() -> None:
+    arguments = parse(__doc__)
     work: dict[str, dict[str, tuple[Case, Callable[[], object]]]] = {}
     for name, contenders in COMPARISONS.items():
         work[name] = {variant: (case, step(case, dtype)) for variant, (case, dtype) in contenders.items()}
@@ -104,14 +121,7 @@ def main() -> None:
         case = BENCH_CASES[name]
         counts = sorted({1, arguments.threads})
         work[f"threads, {case.I}→{case.O}, G={case.G}"] = {str(n): (case, threads_of(case, n)) for n in counts}
-    for name, contenders in tqdm(work.items()):
-        calls = {variant: call for variant, (_, call) in contenders.items()}
-        sizes = {variant: edges(case) for variant, (case, _) in contenders.items()}
-        records = measure(name, calls, sizes, arguments.rounds, arguments.threads)
-        torch.set_num_threads(arguments.threads)
-        append(out, records)
-        tqdm.write(f"{name}: " + ", ".join(f"{r['variant']} {r['median_ms']:.3f} ms ({r['ratio']:.2f})" for r in records))
-    print(f"Appended to {out}")
+    compare(work, arguments, "cpu-variants")
 
 
 if __name__ == "__main__":

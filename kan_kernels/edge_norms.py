@@ -7,7 +7,7 @@ from torch.autograd import Function
 from . import fallbacks, ops, reference_norms
 from .checks import check_choice, check_kan_linear
 from .functional import BaseActivation
-from .reference import scaled
+from .reference import scaled, spline_order
 
 NORMS = ("l1", "std")
 _ONCE_DIFFERENTIABLE = "the kernels differentiate edge norms once"
@@ -67,8 +67,7 @@ def edge_norms(
         return _dense_norms(reference_norms.edge_values(rows, coef, scaler, grid, base_weight, activation), ord).t()
     if ord == "l1":
         return EdgeL1.apply(rows, coef, scaler, grid, base_weight, activation).t()
-    order = grid.shape[1] - coef.shape[1] - 1
-    moments = BasisMoments.apply(rows, grid, order, activation)
+    moments = BasisMoments.apply(rows, grid, spline_order(coef.shape[1], grid.shape[1]), activation)
     return _std(moments, scaled(coef, scaler), base_weight, rows.shape[0]).t()
 
 

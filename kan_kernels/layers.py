@@ -215,7 +215,6 @@ class KANLinear(nn.Module):
         self.coef.copy_(coef)
         self.grid.copy_(grid)
 
-    @torch.no_grad()
     def refine(self, grid_size: int) -> "KANLinear":
         """The paper's grid extension: a new layer of grid_size intervals that computes the same function.
 
@@ -226,15 +225,20 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: grid_size is no int of at least 1, or its knots would be equal in this dtype.
         """
+        new = copy.deepcopy(self)
+        new.refine_(grid_size)
+        return new
+
+    @torch.no_grad()
+    def refine_(self, grid_size: int) -> None:
+        """`refine` of this layer in place: its `coef` and `grid` are new tensors."""
         check_size("grid_size", grid_size, 1)
         finer = refined_knots(self.grid.double(), self.spline_order, grid_size).to(self.grid.dtype)
         check_grid(finer, self.in_features, self.spline_order)
         coef = transfer_matrix(self.grid, finer, self.spline_order) @ self.coef.double()
-        new = copy.deepcopy(self)
-        new.grid_size = grid_size
-        new.grid = finer
-        new.coef = nn.Parameter(coef.to(self.coef.dtype), requires_grad=self.coef.requires_grad)
-        return new
+        self.grid_size = grid_size
+        self.grid = finer
+        self.coef = nn.Parameter(coef.to(self.coef.dtype), requires_grad=self.coef.requires_grad)
 
     def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""

@@ -74,8 +74,8 @@ class KAN(nn.Module):
     def refine(self, grid_size: int) -> "KAN":
         """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
         new = copy.deepcopy(self)
-        for position, layer in enumerate(self._kan_layers()):
-            new.layers[position] = layer.refine(grid_size)
+        for layer in new.kan_layers():
+            layer.refine_(grid_size)
         new.grid_size = grid_size
         return new
 
@@ -105,13 +105,13 @@ class KAN(nn.Module):
         x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
         check_choice("metric", metric, METRICS)
         if x is None:
-            losses = [layer.regularization_loss(None, activation, entropy) for layer in self._kan_layers()]
+            losses = [layer.regularization_loss(None, activation, entropy) for layer in self.kan_layers()]
         elif metric == "edge_backward":
-            scores = pruning.attribute(self._kan_layers(), x).edges
+            scores = pruning.attribute(self.kan_layers(), x).edges
             losses = [norm_loss(edges, metric, activation, entropy) for edges in scores]
         else:
             losses = []
-            for layer in self._kan_layers():
+            for layer in self.kan_layers():
                 losses.append(layer.regularization_loss(x, activation, entropy, metric))
                 x = layer(x)
         return torch.stack(losses).sum()
@@ -125,7 +125,7 @@ class KAN(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        return pruning.attribute(self._kan_layers(), check_rows(x, self._kan_layers()[0].in_features, 2))
+        return pruning.attribute(self.kan_layers(), check_rows(x, self.kan_layers()[0].in_features, 2))
 
     def prune(self, x: Tensor, node_th: float = 1e-2, edge_th: float = 3e-2) -> tuple["KAN", pruning.Cut]:
         """A smaller new net without the hidden nodes and edges that score no more than the thresholds, and what was cut.
@@ -136,12 +136,13 @@ class KAN(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument; or node_th leaves a layer without nodes.
         """
-        rows = check_rows(x, self._kan_layers()[0].in_features, 2)
+        rows = check_rows(x, self.kan_layers()[0].in_features, 2)
         check_number("node_th", node_th, 0.0)
         check_number("edge_th", edge_th, 0.0)
         new = copy.deepcopy(self)
-        cut = pruning.prune(new._kan_layers(), rows, node_th, edge_th)
+        cut = pruning.prune(new.kan_layers(), rows, node_th, edge_th)
         return new, cut
 
-    def _kan_layers(self) -> list[KANLinear]:
+    def kan_layers(self) -> list[KANLinear]:
+        """The layers that are `KANLinear`, in order."""
         return [layer for layer in self.layers if isinstance(layer, KANLinear)]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import fallbacks, reference, reference_norms
+from .checks import check_choice
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -167,8 +168,7 @@ def select_instruction_set(name: str) -> None:
 
     Raises ValueError for an unknown name, or one that this processor or this build does not have.
     """
-    if name not in INSTRUCTION_SETS:
-        raise ValueError(f"instruction set: expected one of {INSTRUCTION_SETS}, got {name!r}")
+    check_choice("instruction set", name, INSTRUCTION_SETS)
     level = INSTRUCTION_SETS.index(name)
     if _cpp is None or _cpp.kan_kernels_select_instruction_set(level) != level:
         raise ValueError(f"instruction set: {name!r} is not available here, in use is {instruction_set()!r}")

@@ -38,7 +38,7 @@ def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure
     """
     if not isinstance(net, KAN):
         raise TypeError(f"net: expected a KAN, got {type(net).__name__}")
-    layers = [layer for layer in net.layers if isinstance(layer, KANLinear)]
+    layers = net.kan_layers()
     rows = check_rows(x, layers[0].in_features, 2)
     check_number("beta", beta, 0.0)
     check_number("least", least, 0.0)

@@ -9,7 +9,6 @@ from . import launch_wide
 from .backward_coef import backward_coef_kernel
 from .backward_input import backward_input_kernel
 from .choose import (
-    OLD_TRITON,
     backward_coef_split,
     backward_coef_tiles,
     backward_input_tiles,
@@ -33,6 +32,7 @@ from .prepare import (
     pack,
     prepare_knots,
     search_depth,
+    uncompiled,
     ways_of,
 )
 from .tiny import tiny_backward_kernel
@@ -45,10 +45,7 @@ def _unserved(x: Tensor, derivative: int, base_weight: Tensor | None) -> bool:
     if base_weight is not None and derivative > MAX_DERIVATIVE:
         fallbacks.note("derivatives on a GPU run on the reference", f"the base activation's end with order {MAX_DERIVATIVE}")
         return True
-    if OLD_TRITON and torch.version.hip is not None and x.dtype is torch.float64:
-        fallbacks.note("float64 on a GPU runs on the reference", "Triton before 3.9 does not compile it for AMD")
-        return True
-    return False
+    return uncompiled(x.dtype)
 
 
 def _is_blackwell(x: Tensor) -> bool:

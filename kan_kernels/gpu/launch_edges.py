@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .. import fallbacks, reference_norms
+from .. import reference_norms
 from ..reference import spline_order
-from .choose import OLD_TRITON, SCRATCH_BYTES, Tiles, ceil_div, splits, wide_part
+from .choose import SCRATCH_BYTES, Tiles, ceil_div, splits, wide_part
 from .edge_l1 import edge_l1_backward_coef_kernel, edge_l1_backward_input_kernel, edge_l1_kernel
 from .prepare import (
     OPTIONS,
@@ -17,6 +17,7 @@ from .prepare import (
     pack,
     prepare_knots,
     search_depth,
+    uncompiled,
     ways_of,
 )
 
@@ -46,10 +47,7 @@ def split(mode: str, N: int, I: int, O: int, weights: int) -> tuple[int, int, in
 
 def _unserved(x: Tensor) -> bool:
     """Whether edges' norms have to come from the reference; logged once where it is slower."""
-    if OLD_TRITON and torch.version.hip is not None and x.dtype is torch.float64:
-        fallbacks.note("float64 on a GPU runs on the reference", "Triton before 3.9 does not compile it for AMD")
-        return True
-    return x.shape[0] == 0
+    return uncompiled(x.dtype) or x.shape[0] == 0
 
 
 def _mode(x: Tensor) -> str:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import fallbacks
 from . import weights
-from .choose import Tiles, ceil_div, power_of_two
+from .choose import OLD_TRITON, Tiles, ceil_div, power_of_two
 
 OPERANDS = {
     "fp16x3": torch.float16,
@@ -59,6 +60,14 @@ def ways_of(mode: str, K: int, D: int) -> list[tuple[str, bool]]:
     if D > K or K > 5 or mode == "fp64" or (accurate and D > 1):
         return [("adaptive", False)]
     return [("uniform" if accurate or D == K else "direct", True), ("adaptive", True)]
+
+
+def uncompiled(dtype: torch.dtype) -> bool:
+    """Whether Triton does not compile the kernels of a dtype, so that the reference has to serve it; logged once."""
+    if not (OLD_TRITON and torch.version.hip is not None and dtype is torch.float64):
+        return False
+    fallbacks.note("float64 on a GPU runs on the reference", "Triton before 3.9 does not compile it for AMD")
+    return True
 
 
 def exact_mode() -> str:
