@@ -29,6 +29,7 @@ using kan::Storage;
 #include "coef_sums.inl"
 #include "backward.inl"
 #include "moments.inl"
+#include "spread.inl"
 
 // float64 computes in double, everything else in float.
 void forward_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? forward<double>(p, f) : forward<float>(p, f); }
@@ -40,6 +41,6 @@ void edge_l1_any(const Problem& p, ParallelFor f) { p.storage == Storage::float6
 }  // namespace
 
 constexpr kan::KernelSet kernel_set(const char* name) {
-  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward};
+  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward, &edge_std};
 }
 }  // namespace KAN_NAMESPACE

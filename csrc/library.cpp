@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("edge_l1_backward", TORCH_BOX(&kan::edge_l1_backward));
   m.impl("basis_moments", TORCH_BOX(&kan::basis_moments));
   m.impl("basis_moments_backward", TORCH_BOX(&kan::basis_moments_backward));
+  m.impl("edge_std", TORCH_BOX(&kan::edge_std));
+  m.impl("edge_std_backward", TORCH_BOX(&kan::edge_std_backward));
 }
 
 extern "C" __attribute__((visibility("default"))) int kan_kernels_select_instruction_set(int level) {

@@ -121,6 +121,24 @@ Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
 // An empty sum, or nothing to compute: the loops assume at least one feature and one output.
 bool is_trivial(const Problem& p) { return p.I == 0 || p.O == 0; }
 
+// Of edges whose inputs are known by their bases' moments (I, M+2, K+4) alone.
+Problem problem_of_moments(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+                           const std::optional<Tensor>& base_weight, int64_t rows) {
+  STD_TORCH_CHECK(moments.dim() == 3 && coef.dim() == 3, "kan_kernels: moments and coef must have three dimensions");
+  Problem p{};
+  p.N = rows;
+  p.I = coef.size(0);
+  p.O = coef.size(2);
+  p.K = int(moments.size(2)) - 4;
+  p.G = coef.size(1) - p.K;
+  STD_TORCH_CHECK(p.K >= 0 && p.G >= 1 && moments.is_contiguous(), "kan_kernels: moments do not fit the coefficients");
+  operand(moments, "moments", {p.I, p.G + p.K + 2, p.K + 4}, Storage::float64);
+  p.of_moments = static_cast<const double*>(moments.const_data_ptr());
+  p.storage = storage_of(coef);
+  read_coefficients(p, coef, scaler, base_weight);
+  return p;
+}
+
 // The gradients of the parameters as empty tensors, of no element where they are not needed; the problem writes to them.
 struct CoefGradients {
   Tensor coef, scaler, base;
@@ -255,6 +273,28 @@ Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t splin
   p.input_gradient_of_next_order = true;
   if (!is_trivial(p)) kernels().moments_backward(p, parallel_for);
   return gradient;
+}
+
+Tensor edge_std(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+                const std::optional<Tensor>& base_weight, int64_t rows) {
+  Problem p = problem_of_moments(moments, coef, scaler, base_weight, rows);
+  Tensor spread = new_empty(coef, {p.I, p.O});
+  p.edge_std = spread.mutable_data_ptr();
+  if (!is_trivial(p)) kernels().edge_std(p, parallel_for);
+  return spread;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_std_backward(
+    const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler, const std::optional<Tensor>& base_weight,
+    int64_t rows, const Tensor& r, bool need_moments, bool need_coef, bool need_scaler, bool need_base) {
+  Problem p = problem_of_moments(moments, coef, scaler, base_weight, rows);
+  p.edge_weight = operand(r, "r", {p.I, p.O}, p.storage);
+  CoefGradients gradients(p, coef, need_coef, need_scaler, need_base);
+  Tensor moments_gradient =
+      need_moments ? new_empty(moments, {p.I, p.G + p.K + 2, p.K + 4}) : new_empty(moments, {0});
+  if (need_moments) p.moments = static_cast<double*>(moments_gradient.mutable_data_ptr());
+  if (!is_trivial(p)) kernels().edge_std(p, parallel_for);
+  return {moments_gradient, gradients.coef, gradients.scaler, gradients.base};
 }
 
 }  // namespace kan

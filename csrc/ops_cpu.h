@@ -42,6 +42,13 @@ Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, 
 Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation,
                               const Tensor& r);
 
+Tensor edge_std(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+                const std::optional<Tensor>& base_weight, int64_t rows);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_std_backward(
+    const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler, const std::optional<Tensor>& base_weight,
+    int64_t rows, const Tensor& r, bool need_moments, bool need_coef, bool need_scaler, bool need_base);
+
 // Instruction sets from the plainest up: 0 baseline, 1 AVX2, 2 AVX-512. Selects `level` where this processor has it and a
 // negative `level` selects nothing; returns the one in use.
 int select_instruction_set(int level);

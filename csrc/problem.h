@@ -31,6 +31,7 @@ struct Problem {
   Operand g;             // (N, O)
   Operand edge_weight;   // (I, O) or absent: g is then, for every edge, this times the sign of its function, over N
   const double* moment_weight = nullptr;  // (I, M+2, K+4), contiguous
+  const double* of_moments = nullptr;     // the same: the moments of N rows that x then stands for
   // The gradient with respect to the inputs takes derivative + 1, so that it comes with the coefficients' of `derivative`.
   bool input_gradient_of_next_order;
   // Outputs, contiguous; the ones not asked for are null.
@@ -40,7 +41,8 @@ struct Problem {
   void* scaler_gradient = nullptr;   // (I, O)
   void* base_gradient = nullptr;     // (I, O)
   void* edge_l1 = nullptr;           // (I, O)
-  double* moments = nullptr;         // (I, M+2, K+4), as `reference_norms.basis_moments`
+  void* edge_std = nullptr;          // (I, O)
+  double* moments = nullptr;         // (I, M+2, K+4), as `reference_norms.basis_moments`; or their gradient
 };
 
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
@@ -54,6 +56,7 @@ struct KernelSet {
   void (*edge_l1)(const Problem&, ParallelFor);
   void (*moments)(const Problem&, ParallelFor);
   void (*moments_backward)(const Problem&, ParallelFor);
+  void (*edge_std)(const Problem&, ParallelFor);  // or its gradients, where edge_std is not asked for
 };
 
 extern const KernelSet kBaselineKernels;

@@ -1,12 +1,13 @@
-"""KAN layers with fused kernels: `KANLinear`, `KAN`, `kan_linear`, `edge_norms`, `plot`, `use_backend`, `info`."""
+"""KAN layers with fused kernels: `KANLinear`, `KAN`, `kan_linear`, `edge_norms`, and `accelerate` for those of others."""
 
 from .diagnostics import info
 from .edge_norms import edge_norms
 from .functional import kan_linear
+from .interop import accelerate, restore
 from .layers import KANLinear
 from .network import KAN
 from .ops import use_backend
 from .plotting import plot
 
-__all__ = ["KAN", "KANLinear", "edge_norms", "info", "kan_linear", "plot", "use_backend"]
+__all__ = ["KAN", "KANLinear", "accelerate", "edge_norms", "info", "kan_linear", "plot", "restore", "use_backend"]
 __version__ = "0.1.0"

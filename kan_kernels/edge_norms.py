@@ -7,10 +7,9 @@ from torch.autograd import Function
 from . import fallbacks, ops, reference_norms
 from .checks import check_choice, check_kan_linear
 from .functional import BaseActivation
-from .reference import scaled, spline_order
+from .reference import spline_order
 
 NORMS = ("l1", "std")
-_ONCE_DIFFERENTIABLE = "the kernels differentiate edge norms once"
 
 
 def edge_norms(
@@ -60,53 +59,32 @@ def edge_norms(
         if not torch.compiler.is_compiling():
             name = getattr(base_activation, "__name__", type(base_activation).__name__)
             fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
-        values = reference_norms.edge_values(rows, coef, scaler, grid, None, "silu")
-        return _dense_norms(values + base_activation(rows).unsqueeze(-1) * base_weight, ord).t()
+        return _dense_norms(edge_values(rows, coef, grid, base_weight, base_activation, scaler), ord).t()
     activation = base_activation if isinstance(base_activation, str) else "silu"
     if ops.uses_reference(x):
-        return _dense_norms(reference_norms.edge_values(rows, coef, scaler, grid, base_weight, activation), ord).t()
-    if ord == "l1":
-        return EdgeL1.apply(rows, coef, scaler, grid, base_weight, activation).t()
-    moments = BasisMoments.apply(rows, grid, spline_order(coef.shape[1], grid.shape[1]), activation)
-    return _std(moments, scaled(coef, scaler), base_weight, rows.shape[0]).t()
+        return _dense_norms(edge_values(rows, coef, grid, base_weight, activation, scaler), ord).t()
+    edges = (rows, coef, scaler, grid, base_weight, activation)
+    return (EdgeL1.apply(*edges) if ord == "l1" else EdgeStd.apply(*edges)[0]).t()
+
+
+def edge_values(
+    x: Tensor,
+    coef: Tensor,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    base_activation: BaseActivation,
+    scaler: Tensor | None,
+) -> Tensor:
+    """(N, I, O): every edge's value on x (N, I), by the reference; the arguments are `edge_norms`'."""
+    if base_weight is not None and callable(base_activation):
+        values = reference_norms.edge_values(x, coef, scaler, grid, None, "silu")
+        return values + base_activation(x).unsqueeze(-1) * base_weight
+    activation = base_activation if isinstance(base_activation, str) else "silu"
+    return reference_norms.edge_values(x, coef, scaler, grid, base_weight, activation)
 
 
 def _dense_norms(values: Tensor, ord: str) -> Tensor:
     return values.abs().mean(0) if ord == "l1" else values.std(0)
-
-
-def _std(moments: Tensor, coef: Tensor, base_weight: Tensor | None, rows: int) -> Tensor:
-    """(I, O): Var phi = c^T Cov(basis) c, with the banded second moments that `reference_norms.basis_moments` lays out.
-
-    The mean is first taken from the coefficients, or a spread small beside it would be lost: with s the mean, phi - s is the
-    spline of coefficients c - s, the base, and -s e.
-    """
-    c, M = coef.double(), coef.shape[1]
-    K = moments.shape[2] - 4
-    w = torch.zeros_like(c[:, 0]) if base_weight is None else base_weight.double()
-
-    def mean_of(c: Tensor, s: Tensor | float) -> Tensor:
-        sums = (moments[:, :M, K + 3 :] * c).sum(1) + w * moments[:, M, K + 3 :] - s * moments[:, M + 1, K + 3 :]
-        return sums / rows
-
-    with torch.no_grad():
-        s = mean_of(c, 0.0)
-    c = c - s.unsqueeze(1)
-    mean = mean_of(c, s)
-    square = (moments[:, :M, :1] * c * c).sum(1)
-    for d in range(1, min(K + 1, M)):
-        square = square + 2 * (moments[:, : M - d, d : d + 1] * c[:, : M - d] * c[:, d:]).sum(1)
-    for row, factor in ((M, w), (M + 1, -s)):
-        column = K + 1 + row - M
-        square = square + factor * (2 * (moments[:, :M, column : column + 1] * c).sum(1) + factor * moments[:, row, :1])
-    square = square - 2 * w * s * moments[:, M, K + 2 : K + 3]
-    variance = (square - rows * mean * mean) / (rows - 1)
-    with torch.no_grad():  # of the terms that cancel
-        eps = torch.finfo(torch.float64).eps
-        terms = (K + 1) * (moments[:, :M, :1] * c * c).sum(1) + w * w * moments[:, M, :1] + s * s * moments[:, M + 1, :1]
-        rounding = 8 * eps * terms / (rows - 1) + (16 * eps * s) ** 2
-    vanishes = variance <= rounding
-    return torch.where(vanishes, 0.0, torch.where(vanishes, 1.0, variance).sqrt()).to(coef.dtype)
 
 
 class EdgeL1(Function):
@@ -125,37 +103,56 @@ class EdgeL1(Function):
     def backward(ctx, r):
         x, coef, scaler, grid, base_weight = ctx.saved_tensors
         needs = [ctx.needs_input_grad[k] for k in (0, 1, 2, 4)]
-        operator = _differentiable("edge_l1_backward")
-        gradients = operator(x, coef, scaler, grid, base_weight, ctx.activation, r, *needs)
+        gradients = _edge_l1_backward()(x, coef, scaler, grid, base_weight, ctx.activation, r, *needs)
         grad_x, grad_coef, grad_scaler, grad_base = (
             gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
         )
         return grad_x, grad_coef, grad_scaler, None, grad_base, None
 
 
-class BasisMoments(Function):
-    """Inputs x, grid, K, activation."""
+class EdgeStd(Function):
+    """Inputs x, coef, scaler, grid, base_weight, activation; outputs the norms and, for the backward, the bases' moments."""
 
     @staticmethod
-    def forward(x, grid, spline_order, activation):
-        return ops.basis_moments(x, grid, spline_order, activation)
+    def forward(x, coef, scaler, grid, base_weight, activation):
+        moments = ops.basis_moments(x, grid, spline_order(coef.shape[1], grid.shape[1]), activation)
+        return ops.edge_std(moments, coef, scaler, base_weight, x.shape[0]), moments
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, grid, ctx.spline_order, ctx.activation = inputs
-        ctx.save_for_backward(x, grid)
+        *tensors, ctx.activation = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx, r):
-        x, grid = ctx.saved_tensors
-        operator = _differentiable("basis_moments_backward")
-        return operator(x, grid, ctx.spline_order, ctx.activation, r.contiguous()), None, None, None
+    def backward(ctx, r, _):
+        x, coef, scaler, grid, base_weight, moments = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():
+            _note_second_derivative()
+            std = reference_norms.edge_values(x, coef, scaler, grid, base_weight, ctx.activation).std(0)
+            pairs = zip((x, coef, scaler, grid, base_weight), needs, strict=True)
+            found = iter(torch.autograd.grad(std, [t for t, need in pairs if need], r, create_graph=True))
+            return *(next(found) if need else None for need in needs), None
+        edges = (moments, coef, scaler, base_weight, x.shape[0])
+        needed = (needs[0], needs[1], needs[2], needs[4])
+        of_moments, *gradients = ops.edge_std_backward(*edges, r, *needed)
+        grad_coef, grad_scaler, grad_base = (g if need else None for g, need in zip(gradients, needed[1:], strict=True))
+        grad_x = None
+        if needs[0]:
+            order = spline_order(coef.shape[1], grid.shape[1])
+            grad_x = ops.basis_moments_backward(x, grid, order, ctx.activation, of_moments)
+        return grad_x, grad_coef, grad_scaler, None, grad_base, None
 
 
-def _differentiable(name: str):
-    """An operator of a backward; the reference's, which autograd can differentiate, where a graph of it is being built."""
+def _edge_l1_backward():
+    """The operator; the reference's, which autograd can differentiate, where a graph of the backward is being built."""
     if not torch.is_grad_enabled():
-        return getattr(ops, name)
+        return ops.edge_l1_backward
+    _note_second_derivative()
+    return reference_norms.edge_l1_backward
+
+
+def _note_second_derivative():
     if not torch.compiler.is_compiling():
-        fallbacks.note("second derivatives of edge norms run on the reference", _ONCE_DIFFERENTIABLE)
-    return getattr(reference_norms, name)
+        fallbacks.note("second derivatives of edge norms run on the reference", "the kernels differentiate them once")

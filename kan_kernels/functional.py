@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import fallbacks, ops, reference
 from .autograd import spline_forward
@@ -61,3 +61,9 @@ def kan_linear(
             fallbacks.note(f"base activation {name}", "not fused, runs in plain torch")
         y = y + base_activation(rows) @ base_weight
     return y.view(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
+
+
+def base_activation_of(module: nn.Module | None) -> BaseActivation:
+    """A base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
+    kind = type(module)
+    return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else module

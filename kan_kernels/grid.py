@@ -35,10 +35,16 @@ def data_knots(x: Tensor, grid_size: int, spline_order: int, grid_eps: float, ma
     step = (high - low + 2 * margins) / G
     count = torch.arange(G + 1, dtype=torch.float64, device=x.device).unsqueeze(1)
     inner = blend * (count * step + low - margins) + (1 - blend) * adaptive
-    step = torch.maximum(step, _resolution(inner.abs().amax(0), G + 2 * K + 1, x.dtype))
-    beyond = torch.arange(1, K + 1, dtype=torch.float64, device=x.device).unsqueeze(1) * step
-    knots = torch.cat([inner[:1] - beyond.flip(0), inner, inner[-1:] + beyond]).t()
-    return separated(knots, x.dtype, 1e-3 * step)
+    return extended(inner.t(), K, step, x.dtype)
+
+
+def extended(inner: Tensor, spline_order: int, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """(I, G+2K+1) from inner knots (I, G+1), float64: K more on either side at a distance of step (I,), apart in dtype."""
+    K = spline_order
+    step = torch.maximum(step, _resolution(inner.abs().amax(1), inner.shape[1] + 2 * K, dtype))
+    beyond = torch.arange(1, K + 1, dtype=torch.float64, device=inner.device) * step.unsqueeze(1)
+    knots = torch.cat([inner[:, :1] - beyond.flip(1), inner, inner[:, -1:] + beyond], dim=1)
+    return separated(knots, dtype, 1e-3 * step)
 
 
 def _resolution(size: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size
 from .edge_norms import edge_norms
-from .functional import BaseActivation, kan_linear
+from .functional import BaseActivation, base_activation_of, kan_linear
 from .grid import QUANTILES, data_knots, refined_knots, uniform_knots
 from .projection import interpolation_matrix, transfer_matrix
 from .regularization import coefficient_loss, loss_arguments, norm_loss
@@ -100,7 +100,7 @@ class KANLinear(nn.Module):
         self.scale_base = scale_base
         self.scale_spline = scale_spline
         self.enable_standalone_scale_spline = bool(enable_standalone_scale_spline)
-        self.base_activation = _module(base_activation)
+        self.base_activation = activation_module(base_activation)
         self.grid_eps = grid_eps
         self.grid_range = (low, high)
 
@@ -168,8 +168,7 @@ class KANLinear(nn.Module):
 
     def activation(self) -> BaseActivation:
         """The base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
-        kind = type(self.base_activation)
-        return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else self.base_activation
+        return base_activation_of(self.base_activation)
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float | None = None, quantiles: str = "efficient-kan") -> None:
@@ -337,7 +336,8 @@ class KANLinear(nn.Module):
         error_msgs.extend(errors)
 
 
-def _module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:
+def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:
+    """A module from a module or its class. Raises TypeError for anything else but None."""
     if isinstance(activation, type) and issubclass(activation, nn.Module):
         activation = activation()
     if activation is not None and not isinstance(activation, nn.Module):

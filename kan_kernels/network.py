@@ -1,7 +1,7 @@
 """`KAN`: a stack of layers, efficient-kan's module, with what the KAN paper does to nets."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from . import pruning
 from .checks import check_choice, check_number, check_rows, check_size
-from .layers import KANLinear
+from .interop import efficient_kan, pykan_weights
+from .layers import KANLinear, activation_module
 from .regularization import METRICS, loss_arguments, norm_loss
 
 
@@ -142,6 +143,57 @@ class KAN(nn.Module):
         new = copy.deepcopy(self)
         cut = pruning.prune(new.kan_layers(), rows, node_th, edge_th)
         return new, cut
+
+    @classmethod
+    def from_efficient_kan(
+        cls, source: Mapping[str, Tensor] | nn.Module, base_activation: type[nn.Module] | nn.Module | None = nn.SiLU
+    ) -> "KAN":
+        """efficient-kan's `KAN`, or its `state_dict`, as a net of ours: the same function, parameters copied.
+
+        base_activation: where source is a state_dict, which does not tell it.
+
+        Raises:
+            TypeError: source is neither.
+            ValueError: source has other keys or shapes, naming them.
+        """
+        return cls._of(efficient_kan.kan_layers(source, activation_module(base_activation)))
+
+    @classmethod
+    def from_pykan(
+        cls, source: Mapping[str, Tensor] | nn.Module, base_activation: type[nn.Module] | nn.Module | None = nn.SiLU
+    ) -> "KAN":
+        """pykan 0.2.8's `MultKAN`, or its `state_dict`, as a net of ours: the same function, parameters copied.
+
+        Masks and frozen parameters are carried. `scale_base` under the base function "zero", where it has no effect, is not.
+
+        base_activation: where source is a state_dict, which does not tell it.
+
+        Raises:
+            TypeError: source is neither.
+            ValueError: source has what a stack of layers cannot hold, naming it: symbolic edges, multiplication nodes, node
+                or subnode biases other than 0 and scales other than 1, a choice of inputs, a base function that is no module; or
+                other keys or shapes.
+        """
+        return cls._of(pykan_weights.kan_layers(source, activation_module(base_activation)))
+
+    def to_pykan(self) -> nn.Module:
+        """pykan's `MultKAN` with this net's weights, copied, for its plots, pruning and formulas. `from_pykan` undoes it.
+
+        Without `auto_save`; the global random states, which pykan seeds, are as before.
+
+        Raises:
+            ImportError: pykan is not installed.
+            ValueError: a layer is no `KANLinear`, their base activations differ, or spline_order is 0.
+        """
+        return pykan_weights.multkan(list(self.layers))
+
+    @classmethod
+    def _of(cls, layers: Sequence[KANLinear]) -> "KAN":
+        net = cls.__new__(cls)
+        nn.Module.__init__(net)
+        net.grid_size, net.spline_order = layers[0].grid_size, layers[0].spline_order
+        net.layers = nn.ModuleList(layers)
+        return net
 
     def kan_layers(self) -> list[KANLinear]:
         """The layers that are `KANLinear`, in order."""

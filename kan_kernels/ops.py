@@ -1,9 +1,9 @@
 """The operators' schemas, and who serves which device: the only file that knows several backends exist.
 
 The three operators, and two of them at once (the maths is in `reference.py`), and what is asked about edges
-(`reference_norms.py`) live in `torch.ops.kan_kernels`. The reference
-serves every dispatch key for which there is nothing faster; the C++ extension, when it was built, serves the CPU, and the
-Triton kernels, where triton is installed, serve CUDA (and ROCm, which has CUDA's name in torch).
+(`reference_norms.py`, `reference_std.py`) live in `torch.ops.kan_kernels`. The reference serves every dispatch key for which
+there is nothing faster; the C++ extension, when it was built, serves the CPU, and the Triton kernels, where triton is installed,
+serve CUDA (and ROCm, which has CUDA's name in torch).
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import fallbacks, reference, reference_norms
+from . import fallbacks, reference, reference_norms, reference_std
 from .checks import check_choice
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
@@ -40,7 +40,12 @@ _SCHEMAS = {
     " bool need_input, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
     "basis_moments": "(Tensor x, Tensor grid, int spline_order, str activation) -> Tensor",
     "basis_moments_backward": "(Tensor x, Tensor grid, int spline_order, str activation, Tensor r) -> Tensor",
+    "edge_std": "(Tensor moments, Tensor coef, Tensor? scaler, Tensor? base_weight, int rows) -> Tensor",
+    "edge_std_backward": "(Tensor moments, Tensor coef, Tensor? scaler, Tensor? base_weight, int rows, Tensor r,"
+    " bool need_moments, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
 }
+
+_PARAMETER_SIZED = ("edge_std", "edge_std_backward")  # without an axis of rows: on a GPU the reference is a few small launches
 
 
 def _forward_shape(x, w, coef, scaler, grid, base_weight, activation, derivative):
@@ -79,6 +84,16 @@ def _basis_moments_backward_shape(x, grid, spline_order, activation, r):
     return x.new_empty(x.shape)
 
 
+def _edge_std_shape(moments, coef, scaler, base_weight, rows):
+    return coef.new_empty(coef.shape[0], coef.shape[2])
+
+
+def _edge_std_backward_shape(moments, coef, scaler, base_weight, rows, r, need_moments, *needs):
+    shapes = (coef.shape, r.shape, r.shape)
+    of_moments = moments.new_empty(moments.shape if need_moments else (0,))
+    return of_moments, *(coef.new_empty(shape if need else (0,)) for need, shape in zip(needs, shapes, strict=True))
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "spline_forward": _forward_shape,
     "spline_backward_input": _backward_input_shape,
@@ -88,12 +103,14 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "edge_l1_backward": _edge_l1_backward_shape,
     "basis_moments": _basis_moments_shape,
     "basis_moments_backward": _basis_moments_backward_shape,
+    "edge_std": _edge_std_shape,
+    "edge_std_backward": _edge_std_backward_shape,
 }
 
 
 def _referred(name: str) -> Callable[..., Any]:
     """The reference's function of an operator's name."""
-    return getattr(reference_norms if hasattr(reference_norms, name) else reference, name)
+    return next(getattr(module, name) for module in (reference, reference_norms, reference_std) if hasattr(module, name))
 
 
 def _register() -> None:
@@ -125,6 +142,8 @@ def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
 def _register_triton() -> str:
     """Let the Triton kernels serve their devices; why they cannot. Triton itself is imported with the first call."""
     for name in _SCHEMAS:
+        if name in _PARAMETER_SIZED:
+            continue
         _library.impl(name, functools.partial(_launch, name), "CUDA")
         if _interpreted:
             _library.impl(name, functools.partial(_interpret, name), "CPU")
@@ -156,6 +175,8 @@ edge_l1 = torch.ops.kan_kernels.edge_l1.default
 edge_l1_backward = torch.ops.kan_kernels.edge_l1_backward.default
 basis_moments = torch.ops.kan_kernels.basis_moments.default
 basis_moments_backward = torch.ops.kan_kernels.basis_moments_backward.default
+edge_std = torch.ops.kan_kernels.edge_std.default
+edge_std_backward = torch.ops.kan_kernels.edge_std_backward.default
 
 
 def instruction_set() -> str | None:

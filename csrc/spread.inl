@@ -1,0 +1,153 @@
+// The standard deviation of every edge's function over a batch from the moments of its bases, and its gradients: the maths and the
+// layout are in kan_kernels/reference_std.py. In double. Included by kernels.inl inside its namespace.
+
+// One feature's edges.
+class EdgeSpread {
+  static constexpr int lanes = Simd<double>::lanes;
+  const Problem& p;
+  const int K;
+  const int64_t M, row, width;  // row: K + 4; width: O rounded up to vectors, beyond O everything is 0
+  const bool has_base;
+  Buffer<double> c, product, mean, spread, line;
+  const double* moments = nullptr;
+
+ public:
+  explicit EdgeSpread(const Problem& p_)
+      : p(p_), K(p.K), M(p.G + p.K), row(K + 4), width(divide_up(p.O, lanes) * lanes), has_base(p.base_weight.data != nullptr),
+        c((M + 2) * width), product((M + 2) * width), mean(width), spread(width), line(width) {}
+
+  static int64_t work(const Problem& p) { return (p.G + p.K + 2) * (2 * p.K + 8) * divide_up(p.O, lanes); }
+
+  // The feature's coefficients less their functions' means, these times the moments, and the standard deviations.
+  void read(int64_t i) {
+    moments = p.of_moments + i * (M + 2) * row;
+    read_coefficients(i);
+    double* s = at(c, M + 1);
+    __builtin_memset(s, 0, size_t(width) * sizeof(double));
+    for (int64_t r = 0; r <= M; ++r) add(s, sum_of(r) / double(p.N), at(c, r));
+    for (int64_t r = 0; r < M; ++r) add(at(c, r), -1.0, s);
+    for (int64_t o = 0; o < width; ++o) s[o] = -s[o];
+    multiply();
+    __builtin_memset(mean.data, 0, size_t(width) * sizeof(double));
+    for (int64_t r = 0; r < M + 2; ++r) add(mean.data, sum_of(r) / double(p.N), at(c, r));
+    measure();
+  }
+
+  void write_spread(int64_t i) { write_rows(p.storage, spread.data, width, 1, p.O, p.edge_std, i, 0, p.O); }
+
+  // Of the sum of the feature's row of edge_weight times the standard deviations.
+  void write_gradients(int64_t i) {
+    double* share = line.data;
+    pack_rows(p.storage, p.edge_weight, i, 1, 0, p.O, share, width);
+    for (int64_t o = 0; o < width; ++o) share[o] = spread[o] == 0 ? 0 : share[o] / (spread[o] * double(p.N - 1));
+    if (p.moments != nullptr) write_moments(share, p.moments + i * (M + 2) * row);
+    for (int64_t r = 0; r <= M; ++r)  // the number taken from the coefficients cancels: it counts as constant
+      for (int64_t o = 0; o < width; ++o) at(product, r)[o] = share[o] * (at(product, r)[o] - mean[o] * sum_of(r));
+    if (p.base_gradient != nullptr) write_rows(p.storage, at(product, M), width, 1, p.O, p.base_gradient, i, 0, p.O);
+    if (p.scaler_gradient != nullptr) write_scaler_gradient(i);
+    if (p.coef_gradient == nullptr) return;
+    if (p.scaler.data != nullptr) {
+      pack_rows(p.storage, p.scaler, i, 1, 0, p.O, line.data, width);
+      scale(product);
+    }
+    write_rows(p.storage, product.data, width, M, p.O, p.coef_gradient, i * M, 0, p.O);
+  }
+
+ private:
+  double* at(const Buffer<double>& rows, int64_t r) const { return rows.data + r * width; }
+  double sum_of(int64_t r) const { return moments[r * row + K + 3]; }
+
+  void add(double* __restrict to, double factor, const double* __restrict from) const {
+    for (int64_t o = 0; o < width; ++o) to[o] += factor * from[o];
+  }
+
+  // rows *= line.
+  void scale(const Buffer<double>& rows) const {
+    for (int64_t r = 0; r < M; ++r)
+      for (int64_t o = 0; o < width; ++o) at(rows, r)[o] *= line[o];
+  }
+
+  void read_coefficients(int64_t i) {
+    pack_rows(p.storage, coef_of_feature(p, i), 0, M, 0, p.O, c.data, width);
+    if (has_base)
+      pack_rows(p.storage, p.base_weight, i, 1, 0, p.O, at(c, M), width);
+    else
+      __builtin_memset(at(c, M), 0, size_t(width) * sizeof(double));
+    if (p.scaler.data == nullptr) return;
+    pack_rows(p.storage, p.scaler, i, 1, 0, p.O, line.data, width);
+    scale(c);
+  }
+
+  // product = moments c: a band of K+1 diagonals, and the base's and e's columns as a border.
+  void multiply() {
+    for (int64_t r = 0; r < M + 2; ++r)
+      for (int64_t o = 0; o < width; ++o) at(product, r)[o] = moments[r * row] * at(c, r)[o];
+    for (int64_t r = 0; r <= M; ++r) {
+      for (int64_t d = 1; r < M && d <= smaller(K, M - 1 - r); ++d) add_both(moments[r * row + d], r, r + d);
+      if (has_base && r < M) add_both(moments[r * row + K + 1], r, M);
+      if (has_base || r < M) add_both(moments[r * row + K + 2], r, M + 1);
+    }
+  }
+  void add_both(double moment, int64_t r, int64_t q) {
+    add(at(product, r), moment, at(c, q));
+    add(at(product, q), moment, at(c, r));
+  }
+
+  // spread = the standard deviation, 0 where it is only the rounding of the terms that cancel.
+  void measure() {
+    const double eps = 0x1p-52, rows = double(p.N);
+    for (int64_t o = 0; o < width; ++o) {
+      double squares = 0, sizes = 0;
+      for (int64_t r = 0; r < M + 2; ++r) {
+        const double value = at(c, r)[o];
+        squares += value * at(product, r)[o];
+        sizes += moments[r * row] * value * value;
+      }
+      const double variance = (squares - rows * mean[o] * mean[o]) / (rows - 1);
+      const double of_mean = 16 * eps * at(c, M + 1)[o];
+      const bool vanishes = variance <= (K + 1) * 8 * eps / (rows - 1) * sizes + of_mean * of_mean;
+      spread[o] = vanishes ? 0 : __builtin_sqrt(variance);
+    }
+  }
+
+  double dot(const double* a, const double* b, const double* share) const {
+    V<double> sum = {};
+    for (int64_t o = 0; o < width; o += lanes) sum += load(a + o) * load(b + o) * load(share + o);
+    return sum_lanes<double>(sum);
+  }
+
+  void write_moments(const double* share, double* to) const {
+    __builtin_memset(to, 0, size_t((M + 2) * row) * sizeof(double));
+    for (int64_t r = 0; r < M + 2; ++r) {
+      const double* own = at(c, r);
+      to[r * row] = dot(own, own, share) / 2;
+      to[r * row + K + 3] = -dot(own, mean.data, share);
+      for (int64_t d = 1; r < M && d <= smaller(K, M - 1 - r); ++d) to[r * row + d] = dot(own, at(c, r + d), share);
+      if (r < M) to[r * row + K + 1] = dot(own, at(c, M), share);
+      if (r <= M) to[r * row + K + 2] = dot(own, at(c, M + 1), share);
+    }
+  }
+
+  // The sum over the bases of the gradient times the coefficients as they are stored.
+  void write_scaler_gradient(int64_t i) {
+    __builtin_memset(mean.data, 0, size_t(width) * sizeof(double));
+    for (int64_t r = 0; r < M; ++r) {
+      pack_rows(p.storage, coef_of_feature(p, i), r, 1, 0, p.O, line.data, width);
+      for (int64_t o = 0; o < width; ++o) mean[o] += at(product, r)[o] * line[o];
+    }
+    write_rows(p.storage, mean.data, width, 1, p.O, p.scaler_gradient, i, 0, p.O);
+  }
+};
+
+void edge_std(const Problem& p, ParallelFor parallel_for) {
+  run_parallel(parallel_for, p.I, EdgeSpread::work(p), [&](int64_t begin, int64_t end) {
+    EdgeSpread feature(p);
+    for (int64_t i = begin; i < end; ++i) {
+      feature.read(i);
+      if (p.edge_std != nullptr)
+        feature.write_spread(i);
+      else
+        feature.write_gradients(i);
+    }
+  });
+}

@@ -1,0 +1,138 @@
+"""efficient-kan: its layers made fast in place, its weights carried over."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_number, check_rows
+from ..functional import base_activation_of, kan_linear
+from ..grid import data_knots
+from ..layers import KANLinear
+from ..projection import transfer_matrix
+from ..reference import spline_order
+from .fused import Fused, fused_class
+from .probe import disagreement, probe_inputs
+
+KIND = "efficient-kan's KANLinear"
+_PARAMETERS = {"base_weight", "spline_weight"}
+_SCALER = "spline_scaler"
+_PREFIX = "layers."
+
+
+class FusedKANLinear(Fused):
+    """efficient-kan's `KANLinear` on the kernels. `base_weight (O, I)`, `spline_weight (O, I, G+K)`, `grid (I, G+2K+1)`."""
+
+    replaced: ClassVar[tuple[str, ...]] = ("forward", "update_grid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O)."""
+        layer = cast(Any, self)
+        scaler = layer.spline_scaler.t() if layer.enable_standalone_scale_spline else None
+        return kan_linear(
+            x,
+            layer.spline_weight.permute(1, 2, 0),
+            layer.grid,
+            layer.base_weight.t(),
+            base_activation=base_activation_of(layer.base_activation),
+            scaler=scaler,
+        )
+
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
+        """`KANLinear.update_grid`: efficient-kan's knots; but every spline stays the same function.
+
+        efficient-kan refits the scaled spline into the unscaled weight, which changes the function wherever there is a scaler.
+        """
+        layer = cast(Any, self)
+        rows = check_rows(x, layer.in_features, 1).detach().to(layer.grid.dtype)
+        check_number("margin", margin, 0.0)
+        knots = data_knots(rows, layer.grid_size, layer.spline_order, layer.grid_eps, margin, "efficient-kan")
+        knots = knots.to(layer.grid.dtype)
+        coef = transfer_matrix(layer.grid, knots, layer.spline_order, rows) @ layer.spline_weight.double().permute(1, 2, 0)
+        layer.spline_weight.copy_(coef.permute(2, 0, 1))
+        layer.grid.copy_(knots)
+
+
+def looks_like_layer(module: nn.Module) -> bool:
+    """Its parameters have efficient-kan's names."""
+    return set(module._parameters) >= _PARAMETERS
+
+
+def objection_to_layer(module: nn.Module) -> str:
+    """Why it is not efficient-kan's layer after all, "" if it is."""
+    own = {name for name, parameter in module._parameters.items() if parameter is not None} - {_SCALER}
+    buffers = {name for name, buffer in module._buffers.items() if buffer is not None}
+    if own != _PARAMETERS or buffers != {"grid"}:
+        return f"it holds {sorted(own | buffers)}, efficient-kan's holds {sorted(_PARAMETERS | {'grid'})}"
+    layer = cast(Any, module)
+    missing = [name for name in ("base_activation", "spline_order", "grid_size", "grid_eps") if not hasattr(layer, name)]
+    if missing or not hasattr(layer, "enable_standalone_scale_spline"):
+        return f"it has no {', '.join(missing) or 'enable_standalone_scale_spline'}"
+    if not isinstance(layer.base_activation, nn.Module):
+        return f"its base_activation is no module but {layer.base_activation!r}"
+    standalone = bool(layer.enable_standalone_scale_spline)
+    if standalone != (module._parameters.get(_SCALER) is not None):
+        return f"enable_standalone_scale_spline is {standalone}, and spline_scaler says otherwise"
+    O, I, M = layer.spline_weight.shape  # noqa: E741
+    K, G = layer.spline_order, layer.grid_size
+    if layer.grid.shape != (I, G + 2 * K + 1) or M != G + K or layer.base_weight.shape != (O, I):
+        return f"the shapes do not fit: spline_weight {(O, I, M)}, grid {tuple(layer.grid.shape)}, K = {K}, G = {G}"
+    x = probe_inputs(layer.grid)
+    fused = cast(Any, fused_class(FusedKANLinear, type(module)))
+    return disagreement(module, (), lambda twin: [type(module).forward(twin, x)], lambda twin: [fused.forward(twin, x)])
+
+
+def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:
+    """efficient-kan's `KAN`, or its `state_dict`, as layers of ours; see `KAN.from_efficient_kan`."""
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    if not isinstance(state, Mapping):
+        raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {type(source).__name__}")
+    numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(_PREFIX) and key.split(".")[1].isdigit()})
+    if not numbers or numbers != list(range(len(numbers))):
+        raise ValueError(f"source: expected keys layers.0.*, layers.1.*, ..., got {sorted(state)[:4]}")
+    strange = [key for key in state if not key.startswith(_PREFIX)]
+    if strange:
+        raise ValueError(f"source: expected efficient-kan's keys alone, layers.*, got {strange[:4]}")
+    layers = []
+    for number in numbers:
+        prefix = f"{_PREFIX}{number}."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        peer = source.get_submodule(prefix.rstrip(".")) if isinstance(source, nn.Module) else None
+        layers.append(_layer(own, peer, base_activation, prefix))
+    return layers
+
+
+def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn.Module | None, prefix: str) -> KANLinear:
+    for name, rank in (("base_weight", 2), ("spline_weight", 3), ("grid", 2)):
+        if name not in state:
+            raise ValueError(f"source: expected a key {prefix}{name}, got {sorted(state)}")
+        if state[name].dim() != rank:
+            raise ValueError(f"source: expected {rank} dimensions of {prefix}{name}, got shape {tuple(state[name].shape)}")
+    weight, grid = state["spline_weight"], state["grid"]
+    K = spline_order(weight.shape[2], grid.shape[1])
+    if K < 0 or weight.shape[2] - K < 1:
+        raise ValueError(
+            f"source: expected G+K bases and G+2K+1 knots, got {prefix}spline_weight {tuple(weight.shape)},"
+            f" {prefix}grid {tuple(grid.shape)}"
+        )
+    layer = KANLinear(
+        weight.shape[1],
+        weight.shape[0],
+        grid_size=weight.shape[2] - K,
+        spline_order=K,
+        enable_standalone_scale_spline=_SCALER in state,
+        base_activation=copy.deepcopy(base_activation if peer is None else getattr(peer, "base_activation", base_activation)),
+        grid_eps=0.02 if peer is None else float(getattr(peer, "grid_eps", 0.02)),
+        device="meta",  # draws no random numbers
+        dtype=weight.dtype,
+    ).to_empty(device=weight.device)
+    layer.load_state_dict(state)
+    if peer is not None:
+        for ours, theirs in (("base_coef", "base_weight"), ("coef", "spline_weight"), ("scaler", _SCALER)):
+            parameter, other = getattr(layer, ours), getattr(peer, theirs, None)
+            if parameter is not None and other is not None:
+                parameter.requires_grad_(other.requires_grad)
+    return layer

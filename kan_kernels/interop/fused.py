@@ -1,0 +1,59 @@
+"""A peer's module made fast in place: its class is exchanged for a subclass, everything it holds stays.
+
+So parameters, `state_dict` keys, hooks, optimizers and other references to the module know nothing of the change, and it is
+undone by giving the class back.
+"""
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+_classes: dict[tuple[type, type], type] = {}
+
+
+class Fused:
+    """What is mixed into a peer's class; `replaced` names the peer's methods that it replaces."""
+
+    replaced: ClassVar[tuple[str, ...]] = ("forward",)
+    peer: ClassVar[type[nn.Module]]
+    mixin: ClassVar[type["Fused"]]
+
+    def forget(self) -> None:
+        """Drop what only the fused class can read, before the peer's class comes back."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """To copy and to pickle: the fused class has no name that could be imported."""
+        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        return _revived, (self.mixin, self.peer), *state
+
+
+def fuse(module: nn.Module, mixin: type[Fused]) -> None:
+    """Exchange the module's class for one with the mixin's methods."""
+    module.__class__ = fused_class(mixin, type(module))
+
+
+def unfuse(module: nn.Module) -> None:
+    """Give a fused module its own class back."""
+    assert isinstance(module, Fused)
+    module.forget()
+    module.__class__ = module.peer
+
+
+def fused_class(mixin: type[Fused], peer: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a peer's class, one for each. A method that a user's subclass overrides stays the user's."""
+    if (mixin, peer) not in _classes:
+        origin = definer(peer, "forward")
+        names = {name: getattr(peer, name) for name in mixin.replaced if definer(peer, name) is not origin}
+        names |= {"peer": peer, "mixin": mixin, "__module__": mixin.__module__, "__doc__": peer.__doc__}
+        _classes[mixin, peer] = type("Fused" + peer.__name__, (mixin, peer), names)
+    return _classes[mixin, peer]
+
+
+def definer(cls: type, name: str) -> type | None:
+    """The class of which `cls` has its method, None if it has none."""
+    return next((base for base in cls.__mro__ if name in vars(base)), None)
+
+
+def _revived(mixin: type[Fused], peer: type[nn.Module]) -> nn.Module:
+    cls = fused_class(mixin, peer)
+    return cls.__new__(cls)

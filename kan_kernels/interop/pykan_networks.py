@@ -1,0 +1,287 @@
+"""pykan 0.2.8's `MultKAN` made fast in place: its forward, and the methods that make another network of it."""
+
+import copy
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import pykan_layers
+from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
+from .fused import Fused, definer, fuse, fused_class, unfuse
+from .probe import disagreement, probe_inputs
+
+KIND = "pykan's MultKAN"
+# What a forward leaves behind: of every layer with `save_act`, else of none.
+_RECORDS = (
+    "acts_premult",
+    "spline_preacts",
+    "spline_postsplines",
+    "spline_postacts",
+    "acts_scale",
+    "acts_scale_spline",
+    "subnode_actscale",
+    "edge_actscale",
+)
+_AFFINE = ("node_bias", "node_scale", "subnode_bias", "subnode_scale")
+
+
+class FusedMultKAN(Fused):
+    """Everything of pykan's works, on the same object, and gives the same numbers.
+
+    The forward needs the memory of the nodes' values; every edge's values, (N, O, I), and norms are computed when they are read.
+    Networks that its methods return are fused too.
+    """
+
+    replaced: ClassVar[tuple[str, ...]] = (
+        "forward",
+        "initialize_from_another_model",
+        "initialize_grid_from_another_model",
+        "refine",
+        "prune_node",
+        "prune_input",
+        "expand_depth",
+        "expand_width",
+        "copy",
+        "rewind",
+        "checkout",
+        "loadckpt",
+    )
+
+    def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+        """x (N, I) -> (N, O); singularity_avoiding, y_th: of the formulas, where edges have them."""
+        net = cast(Any, self)
+        x = x.index_select(1, net.input_id.to(x.device, torch.int64))
+        net.cache_data = x
+        net.acts = [x]
+        premult, subnodes, edges = [], [], []
+        for l, layer in enumerate(net.act_fun):
+            record = layer.record(x, net.save_act)
+            y = record.output()
+            if net.symbolic_enabled:
+                symbolic = _symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th)
+                if symbolic is not None:
+                    y = symbolic.added_to(y)
+                    record = EdgeRecord(**(vars(record) | {"symbolic": symbolic}))
+            subnodes.append(y.detach())
+            y = torch.addcmul(net.subnode_bias[l], net.subnode_scale[l], y)
+            premult.append(y.detach())
+            y = _multiplied(y, *net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
+            x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
+            net.acts.append(x.detach())
+            edges.append(record)
+        self._keep(edges if net.save_act else [], subnodes, premult)
+        return x
+
+    def _keep(self, edges: list[EdgeRecord], subnodes: list[Tensor], premult: list[Tensor]) -> None:
+        """What pykan's methods read of a forward, in its shapes."""
+        net = cast(Any, self)
+        net.acts_premult = premult[: len(edges)]
+        net.spline_preacts = [edge.inputs() for edge in edges]
+        net.spline_postsplines = OnDemand(edge.splines for edge in edges)
+        net.spline_postacts = OnDemand(edge.values for edge in edges)
+        net.acts_scale = OnDemand(_Reading(edge, "scale") for edge in edges)
+        net.acts_scale_spline = OnDemand(_Reading(edge, "spline_scale") for edge in edges)
+        net.edge_actscale = OnDemand(_Reading(edge, "std") for edge in edges)
+        net.subnode_actscale = OnDemand(_Spread(y) for y in subnodes[: len(edges)])
+
+    def initialize_grid_from_another_model(self, model: nn.Module, x: Tensor) -> None:
+        """Take the other network's splines and their knots, as `KANLayer.initialize_grid_from_parent` does."""
+        model(x)
+        for layer, parent, acts in zip(cast(Any, self).act_fun, cast(Any, model).act_fun, cast(Any, model).acts, strict=False):
+            layer.initialize_grid_from_parent(parent, acts)
+
+    def initialize_from_another_model(self, another_model: nn.Module, x: Tensor) -> Any:
+        """Compute the function of another network of the same widths; x (N, I) is where grids and splines are fitted."""
+        net, other = cast(Any, self), cast(Any, another_model)
+        net.initialize_grid_from_another_model(other, x)
+        for layer, parent in zip(net.act_fun, other.act_fun, strict=True):
+            for name in ("scale_base", "scale_sp", "mask"):
+                getattr(layer, name).data = getattr(parent, name).data.clone()
+        for name in _AFFINE:
+            for parameter, parent in zip(getattr(net, name), getattr(other, name), strict=True):
+                parameter.data = parent.data.clone()
+        for l in range(net.depth):
+            net.symbolic_fun[l] = other.symbolic_fun[l]
+        return net.to(net.device)
+
+    def refine(self, new_grid: int) -> Any:
+        """A network of new_grid intervals that computes the same function, as nearly as they can, on the cached data."""
+        net = cast(Any, self)
+        new = cast(Any, definer(net.peer, "refine"))(
+            width=copy.deepcopy(net.width),
+            grid=new_grid,
+            k=net.k,
+            mult_arity=net.mult_arity,
+            base_fun=net.base_fun_name,
+            symbolic_enabled=net.symbolic_enabled,
+            affine_trainable=net.affine_trainable,
+            grid_eps=net.grid_eps,
+            grid_range=net.grid_range,
+            sp_trainable=net.sp_trainable,
+            sb_trainable=net.sb_trainable,
+            ckpt_path=net.ckpt_path,
+            auto_save=True,
+            first_init=False,
+            state_id=net.state_id,
+            round=net.round,
+            device=net.device,
+        )
+        fuse_network(new)
+        new.initialize_from_another_model(net, net.cache_data)
+        new.cache_data = net.cache_data
+        new.grid = new_grid
+        net.log_history("refine")
+        new.state_id += 1
+        return new.to(net.device)
+
+    def prune_node(self, *arguments: Any, **keywords: Any) -> Any:
+        """pykan's, and the network it returns is fused."""
+        return fuse_network(super().prune_node(*arguments, **keywords))  # type: ignore[misc]
+
+    def prune_input(self, *arguments: Any, **keywords: Any) -> Any:
+        """pykan's, and the network it returns is fused."""
+        return fuse_network(super().prune_input(*arguments, **keywords))  # type: ignore[misc]
+
+    def expand_depth(self, *arguments: Any, **keywords: Any) -> None:
+        """pykan's, and the layer it adds is fused."""
+        super().expand_depth(*arguments, **keywords)  # type: ignore[misc]
+        fuse_network(cast(Any, self))
+
+    def expand_width(self, *arguments: Any, **keywords: Any) -> None:
+        """pykan's, and the layers it exchanges are fused."""
+        super().expand_width(*arguments, **keywords)  # type: ignore[misc]
+        fuse_network(cast(Any, self))
+
+    def copy(self) -> Any:
+        """pykan's, and the copy is fused."""
+        return fuse_network(super().copy())  # type: ignore[misc]
+
+    def rewind(self, model_id: str) -> Any:
+        """pykan's, and the network it returns is fused."""
+        return fuse_network(super().rewind(model_id))  # type: ignore[misc]
+
+    def checkout(self, model_id: str) -> Any:
+        """pykan's, and the network it returns is fused."""
+        return fuse_network(super().checkout(model_id))  # type: ignore[misc]
+
+    @classmethod
+    def loadckpt(cls, path: str = "model") -> Any:
+        """pykan's, and the network it returns is fused."""
+        return fuse_network(super().loadckpt(path))  # type: ignore[misc]
+
+    def forget(self) -> None:
+        """pykan's methods run a forward where `acts` is None."""
+        for layer in cast(Any, self).act_fun:
+            if isinstance(layer, Fused):
+                unfuse(layer)
+        cast(Any, self).acts = None
+        for name in _RECORDS:
+            setattr(self, name, [])
+
+
+def fuse_network(net: Any) -> Any:
+    """Fuse a network that pykan made of a fused one, and its layers; what is fused stays."""
+    for layer in net.act_fun:
+        if not isinstance(layer, Fused):
+            fuse(layer, pykan_layers.FusedKANLayer)
+    if not isinstance(net, Fused):
+        fuse(net, FusedMultKAN)
+        net.acts = None
+    return net
+
+
+def looks_like_network(module: nn.Module) -> bool:
+    """It has pykan's layers and their formulas."""
+    return isinstance(getattr(module, "act_fun", None), nn.ModuleList) and isinstance(
+        getattr(module, "symbolic_fun", None), nn.ModuleList
+    )
+
+
+def objection_to_network(net: nn.Module) -> str:
+    """Why it is not pykan 0.2.8's network after all, "" if it is."""
+    names = ("width", "mult_arity", "mult_homo", "input_id", "symbolic_enabled", "save_act", "depth", *_AFFINE)
+    missing = [name for name in names if not hasattr(net, name)]
+    if missing:
+        return f"it has no {', '.join(missing)}, which pykan 0.2.8's has"
+    it = cast(Any, net)
+    if not len(it.act_fun) == len(it.symbolic_fun) == it.depth >= 1:
+        return f"it has {len(it.act_fun)} layers and {len(it.symbolic_fun)} of formulas for a depth of {it.depth}"
+    for l, layer in enumerate(it.act_fun):
+        objection = pykan_layers.objection_to_layer(layer)
+        if objection:
+            return f"act_fun.{l}: {objection}"
+    first = probe_inputs(it.act_fun[0].grid)
+    x = first.new_zeros(len(first), int(it.input_id.max()) + 1)
+    x[:, it.input_id.long()] = first
+
+    def forward(cls: Any, twin: Any) -> list[Tensor]:
+        twin.save_act = True
+        return [cls.forward(twin, x), *twin.acts, *twin.acts_scale_spline, *twin.edge_actscale]
+
+    def fused(twin: Any) -> list[Tensor]:
+        for layer in twin.act_fun:
+            fuse(layer, pykan_layers.FusedKANLayer)
+        fuse(twin, FusedMultKAN)
+        return forward(type(twin), twin)
+
+    leave_out = ("cache_data", "acts", *_RECORDS)
+    return disagreement(net, leave_out, lambda twin: forward(type(net), twin), fused)
+
+
+class _Reading:
+    """A norm of every edge, when it is called."""
+
+    def __init__(self, record: EdgeRecord, name: str) -> None:
+        self.record, self.name = record, name
+
+    def __call__(self) -> Tensor:
+        if self.name == "scale":
+            return (self.record.std / self.record.input_range).detach()
+        if self.name == "spline_scale":
+            return self.record.spline_std / self.record.input_range
+        return self.record.std
+
+
+class _Spread:
+    """The standard deviation of values (N, O), when it is called."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __call__(self) -> Tensor:
+        return self.values.std(0)
+
+
+def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: float) -> SymbolicEdges | None:
+    """The edges of a `Symbolic_KANLayer` that a mask (O, I) other than 0 lets count."""
+    outputs, inputs = layer.mask.detach().nonzero(as_tuple=True)
+    if len(outputs) == 0:
+        return None
+    affine, mask = layer.affine[outputs, inputs], layer.mask[outputs, inputs]
+    values = []
+    for e, (o, i) in enumerate(zip(outputs.tolist(), inputs.tolist(), strict=True)):
+        a, b, c, d = affine[e].unbind()
+        inner = a * x[:, i] + b
+        value = layer.funs_avoid_singularity[o][i](inner, torch.tensor(y_th))[1] if singularity_avoiding else layer.funs[o][i](inner)
+        values.append(mask[e] * (c * value + d))
+    return SymbolicEdges(inputs, outputs, torch.stack(values, dim=1))
+
+
+def _multiplied(y: Tensor, sums: int, products: int, arity: Any) -> Tensor:
+    """(N, sums + products) from subnodes y: the first `sums` as they are, then products of `arity` consecutive ones each."""
+    if products == 0:
+        return y
+    ends = [arity] * products if isinstance(arity, int) else list(arity)
+    factors = y[:, sums:].split(ends, dim=1)
+    if len(set(ends)) == 1:
+        columns = torch.stack(factors, dim=1).unbind(2)
+        return torch.cat([y[:, :sums], _product(columns)], dim=1)
+    return torch.cat([y[:, :sums], *(_product(factor.split(1, dim=1)) for factor in factors)], dim=1)
+
+
+def _product(factors: Any) -> Tensor:
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    return result

@@ -1,0 +1,183 @@
+"""pykan 0.2.8's weights, as layers of ours and back. What a stack of `KANLinear` cannot hold is refused by name."""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import KANLinear
+from ..reference import spline_order
+from .pykan_layers import PARAMETERS, base_activation
+from .pykan_networks import looks_like_network
+
+_LAYERS = "act_fun."
+_NODES = {"node_bias": 0.0, "node_scale": 1.0, "subnode_bias": 0.0, "subnode_scale": 1.0}
+_OUR_NAMES = {"coef": "coef", "base_coef": "scale_base", "scaler": "scale_sp"}
+
+
+def kan_layers(source: Mapping[str, Tensor] | nn.Module, activation: nn.Module | None) -> list[KANLinear]:
+    """A `MultKAN`, or its `state_dict`, as layers of ours; see `KAN.from_pykan`."""
+    state, peers = _state_and_layers(source)
+    numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(_LAYERS) and key.split(".")[1].isdigit()})
+    if not numbers or numbers != list(range(len(numbers))):
+        raise ValueError(f"source: expected keys act_fun.0.*, act_fun.1.*, ..., got {sorted(state)[:4]}")
+    for number in numbers:
+        names = {key.split(".")[2] for key in state if key.startswith(f"{_LAYERS}{number}.")}
+        if names != PARAMETERS:
+            raise ValueError(f"source: expected {sorted(PARAMETERS)} in {_LAYERS}{number}, got {sorted(names)}")
+    layers = [[state[f"{_LAYERS}{number}.{name}"] for name in ("grid", "coef", "mask", "scale_base", "scale_sp")] for number in numbers]
+    _refuse_what_layers_cannot_hold(state, [coef.shape for _, coef, *_ in layers])
+    return [
+        _layer(*layer, None if peers is None else peers[number], activation) for number, layer in enumerate(layers)
+    ]
+
+
+def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] | None]:
+    if isinstance(source, nn.Module):
+        if not looks_like_network(source):
+            raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
+        chosen = getattr(source, "input_id", None)
+        if chosen is not None and chosen.tolist() != list(range(len(chosen))):
+            raise ValueError(f"source: its input_id {chosen.tolist()} chooses among inputs, which a KAN does not: choose them before it")
+        return source.state_dict(), list(cast(Any, source).act_fun)
+    if not isinstance(source, Mapping):
+        raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
+    return source, None
+
+
+def _refuse_what_layers_cannot_hold(state: Mapping[str, Tensor], shapes: list[torch.Size]) -> None:
+    for number, (shape, following) in enumerate(pairwise([*shapes, None])):
+        assert shape is not None
+        nodes = state.get(f"node_bias_{number}")
+        if nodes is not None and len(nodes) != shape[1] or following is not None and following[0] != shape[1]:
+            raise ValueError(
+                f"source: layer {number} has multiplication nodes ({shape[1]} sums for"
+                f" {len(nodes) if nodes is not None else cast(Any, following)[0]} nodes), which a KAN has not"
+            )
+        formulas = state.get(f"symbolic_fun.{number}.mask")
+        if formulas is not None and bool(formulas.any()):
+            output, input_ = formulas.nonzero()[0].tolist()
+            raise ValueError(
+                f"source: layer {number} has symbolic edges, of input {input_} and output {output} the first, which a KAN has not;"
+                " unfix_symbolic_all() makes them splines again"
+            )
+        for name, neutral in _NODES.items():
+            value = state.get(f"{name}_{number}")
+            if value is not None and bool((value != neutral).any()):
+                raise ValueError(f"source: {name}_{number} is not {neutral:g} everywhere, which a KAN cannot hold")
+
+
+def _layer(
+    grid: Tensor, coef: Tensor, mask: Tensor, scale_base: Tensor, scale_sp: Tensor, peer: Any, activation: nn.Module | None
+) -> KANLinear:
+    I, O, M = coef.shape  # noqa: E741
+    K = spline_order(M, grid.shape[1])
+    if grid.shape[0] != I or K < 0 or M - K < 1:
+        raise ValueError(f"source: expected grid (I, G+2K+1) for coef (I, O, G+K), got {tuple(grid.shape)}, {tuple(coef.shape)}")
+    if peer is not None:
+        activation = _module_of(peer.base_fun)
+    # A frozen scale of ones is how a layer without one goes to pykan.
+    without_scale = peer is not None and not peer.scale_sp.requires_grad and bool((scale_sp == 1).all())
+    layer = KANLinear(
+        I,
+        O,
+        grid_size=M - K,
+        spline_order=K,
+        enable_standalone_scale_spline=not without_scale,
+        base_activation=copy.deepcopy(activation),
+        grid_eps=0.02 if peer is None else float(peer.grid_eps),
+        device="meta",  # draws no random numbers
+        dtype=coef.dtype,
+    ).to_empty(device=coef.device)
+    state = {"grid": grid, "spline_weight": coef.transpose(0, 1)}
+    if activation is not None:
+        state["base_weight"] = scale_base.t()
+        state |= {f"base_activation.{name}": value for name, value in activation.state_dict().items()}
+    if not without_scale:
+        state["spline_scaler"] = scale_sp.t()
+    if not bool((mask == 1).all()):
+        state["edge_mask"] = mask.t()
+    layer.load_state_dict(state)
+    if peer is not None:
+        for ours, theirs in _OUR_NAMES.items():
+            parameter = getattr(layer, ours)
+            if parameter is not None:
+                parameter.requires_grad_(getattr(peer, theirs).requires_grad)
+    return layer
+
+
+def _module_of(base_fun: Any) -> nn.Module | None:
+    if isinstance(base_fun, nn.Module):
+        return base_fun
+    if base_activation(base_fun) is None:
+        return None
+    raise ValueError(f"source: its base_fun {base_fun!r} is a plain function, which a KAN cannot hold: an nn.Module it can")
+
+
+def multkan(layers: Sequence[nn.Module]) -> nn.Module:
+    """pykan's `MultKAN` with the weights of these layers; see `KAN.to_pykan`."""
+    try:
+        import kan
+    except ImportError as error:
+        raise ImportError(f"pykan is not installed ({error}): pip install kan_kernels[pykan]") from error
+    ours = [layer for layer in layers if isinstance(layer, KANLinear)]
+    if len(ours) != len(layers):
+        strange = next(layer for layer in layers if not isinstance(layer, KANLinear))
+        raise ValueError(f"layers: expected KANLinear layers alone, as pykan's, got a {type(strange).__name__}")
+    activations = {repr(layer.base_activation) for layer in ours}
+    if len(activations) > 1:
+        raise ValueError(f"base_activation: expected the same in every layer, as in pykan, got {sorted(activations)}")
+    if any(layer.spline_order < 1 for layer in ours):
+        raise ValueError("spline_order: expected at least 1, which is pykan's smallest, got 0")
+    first = ours[0]
+    kind = first.activation()
+    names = {"silu": "silu", "identity": "identity", None: "zero"}
+    with _untouched_random_state():
+        net = kan.MultKAN(
+            width=[first.in_features, *(layer.out_features for layer in ours)],
+            grid=[layer.grid_size for layer in ours],
+            k=[layer.spline_order for layer in ours],
+            base_fun=names.get(cast(Any, kind), copy.deepcopy(first.base_activation)),
+            grid_eps=first.grid_eps,
+            auto_save=False,
+        )
+    if len({(layer.grid_size, layer.spline_order) for layer in ours}) == 1:
+        net.grid, net.k = first.grid_size, first.spline_order
+    net.type(first.coef.dtype)
+    net.to(first.coef.device)
+    for layer, peer in zip(ours, net.act_fun, strict=True):
+        _fill(peer, layer)
+    return net
+
+
+def _fill(peer: Any, layer: KANLinear) -> None:
+    ones = torch.ones_like(layer.coef[:, 0])
+    peer.grid_eps = layer.grid_eps
+    peer.grid.data = layer.grid.clone()
+    peer.mask.data = ones if layer.mask is None else layer.mask.clone()
+    values = {
+        "coef": layer.coef.detach().transpose(1, 2),
+        "scale_base": torch.zeros_like(ones) if layer.base_coef is None else layer.base_coef.detach(),
+        "scale_sp": ones if layer.scaler is None else layer.scaler.detach(),
+    }
+    for ours, theirs in _OUR_NAMES.items():
+        parameter, source = getattr(peer, theirs), getattr(layer, ours)
+        parameter.data = values[theirs].clone(memory_format=torch.contiguous_format)
+        parameter.requires_grad_(source is not None and source.requires_grad)
+
+
+@contextmanager
+def _untouched_random_state() -> Iterator[None]:
+    """pykan's constructor seeds torch, numpy and random: their states are as before afterwards."""
+    import numpy
+
+    of_numpy, of_python = numpy.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        yield
+    numpy.random.set_state(of_numpy)
+    random.setstate(of_python)
