@@ -18,7 +18,7 @@ import gate
 import machine
 from baselines import BASELINES, Baseline, Unavailable, build
 from cases import BENCH_CASES, Case, make
-from memory import peak_megabytes
+from memory import step_megabytes
 from records import RESULTS, Record, append
 from timing import alternate
 
@@ -49,7 +49,7 @@ def measure(name: str, case: Case, threads: int, rounds: int, progress: tqdm) ->
     for record in records:
         if record["mode"] == "step":
             stage(f"memory, {record['provider']}")
-            record["peak_mb"] = peak_megabytes(record["provider"], case, threads)
+            record["peak_mb"] = step_megabytes(record["provider"], case, threads)
     return records
 
 

@@ -171,8 +171,8 @@ class KAN(nn.Module):
         Raises:
             TypeError: source is neither.
             ValueError: source has what a stack of layers cannot hold, naming it: symbolic edges, multiplication nodes, node
-                or subnode biases other than 0 and scales other than 1, a choice of inputs, a base function that is no module; or
-                other keys or shapes.
+                or subnode biases other than 0 and scales other than 1, a choice of inputs, a base function that is no module;
+                or other keys or shapes.
         """
         return cls._of(pykan_weights.kan_layers(source, activation_module(base_activation)))
 

@@ -2,8 +2,8 @@
 
 The three operators, and two of them at once (the maths is in `reference.py`), and what is asked about edges
 (`reference_norms.py`, `reference_std.py`) live in `torch.ops.kan_kernels`. The reference serves every dispatch key for which
-there is nothing faster; the C++ extension, when it was built, serves the CPU, and the Triton kernels, where triton is installed,
-serve CUDA (and ROCm, which has CUDA's name in torch).
+there is nothing faster; the C++ extension, when it was built, serves the CPU, and the Triton kernels, where triton is
+installed, serve CUDA (and ROCm, which has CUDA's name in torch).
 """
 
 import ctypes

@@ -1,9 +1,9 @@
 """The standard deviation of every edge's function over a batch, from second moments of the bases: Var phi = C^T Cov(basis) C.
 
-With the basis (beta_0, ..., beta_{M-1}, b, e), where e = 1 - sum_m beta_m, an edge's function less a number s is the combination
-C = (coef - s, base_weight, -s). The mean is taken for s, or a spread small beside it would be lost. The moments' matrix is a
-band with a border (`reference_norms.basis_moments` lays it out), so that P = moments C takes K+1 products a coefficient, and
-both the variance and its gradients are a product or two with P.
+With the basis (beta_0, ..., beta_{M-1}, b, e), where e = 1 - sum_m beta_m, an edge's function less a number s is the
+combination C = (coef - s, base_weight, -s). The mean is taken for s, or a spread small beside it would be lost. The moments'
+matrix is a band with a border (`reference_norms.basis_moments` lays it out), so that P = moments C takes K+1 products a
+coefficient, and both the variance and its gradients are a product or two with P.
 """
 
 from dataclasses import dataclass

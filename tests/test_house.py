@@ -14,41 +14,56 @@ FLOORS = {
     "fallbacks": 0,
     "checks": 1,
     "grid": 1,
-    "projection": 1,
     "reference_norms": 1,
+    "reference_std": 1,
     "gpu": 2,
     "regularization": 2,
     "ops": 3,
     "batching": 3,
+    "projection": 4,
     "autograd": 4,
     "functional": 5,
     "edge_norms": 6,
     "diagnostics": 6,
     "layers": 7,
+    "interop": 8,
     "pruning": 8,
     "network": 9,
     "plotting": 10,
     "__init__": 11,
     "info": 12,
 }
-# The same for the files of the subpackage gpu, which itself looks only down.
-GPU_FLOORS = {
-    "__init__": 0,
-    "basis": 0,
-    "product": 0,
-    "tiles": 0,
-    "choose": 0,
-    "weights": 1,
-    "forward": 1,
-    "backward_input": 1,
-    "backward_coef": 1,
-    "tiny": 1,
-    "wide": 1,
-    "edge_l1": 1,
-    "prepare": 2,
-    "launch_wide": 3,
-    "launch": 4,
-    "launch_edges": 4,
+# The same for the files of the subpackages, which themselves look only down.
+SUBPACKAGES = {
+    "gpu": {
+        "__init__": 0,
+        "basis": 0,
+        "product": 0,
+        "tiles": 0,
+        "choose": 0,
+        "weights": 1,
+        "forward": 1,
+        "backward_input": 1,
+        "backward_coef": 1,
+        "tiny": 1,
+        "wide": 1,
+        "edge_l1": 1,
+        "prepare": 2,
+        "launch_wide": 3,
+        "launch": 4,
+        "launch_edges": 4,
+    },
+    "interop": {
+        "fused": 0,
+        "probe": 0,
+        "edge_record": 0,
+        "efficient_kan": 1,
+        "pykan_layers": 1,
+        "pykan_networks": 2,
+        "pykan_weights": 3,
+        "accelerate": 3,
+        "__init__": 4,
+    },
 }
 
 
@@ -66,18 +81,20 @@ def imported_modules(file: Path, level: int = 1) -> set[str]:
 def test_every_file_has_a_floor():
     packages = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
     assert {file.stem for file in PACKAGE.glob("*.py")} | packages == set(FLOORS)
-    assert {file.stem for file in (PACKAGE / "gpu").glob("*.py")} == set(GPU_FLOORS)
+    for folder, floors in SUBPACKAGES.items():
+        assert {file.stem for file in (PACKAGE / folder).glob("*.py")} == set(floors)
 
 
 def test_floors_only_look_down():
     for file in PACKAGE.glob("*.py"):
         for name in imported_modules(file):
             assert FLOORS[name] < FLOORS[file.stem], f"{file.name} (floor {FLOORS[file.stem]}) imports {name}"
-    for file in (PACKAGE / "gpu").glob("*.py"):
-        for name in imported_modules(file):
-            assert GPU_FLOORS[name] < GPU_FLOORS[file.stem], f"gpu/{file.name} (floor {GPU_FLOORS[file.stem]}) imports {name}"
-        for name in imported_modules(file, level=2):
-            assert FLOORS[name] < FLOORS["gpu"], f"gpu/{file.name} imports {name}"
+    for folder, floors in SUBPACKAGES.items():
+        for file in (PACKAGE / folder).glob("*.py"):
+            for name in imported_modules(file):
+                assert floors[name] < floors[file.stem], f"{folder}/{file.name} (floor {floors[file.stem]}) imports {name}"
+            for name in imported_modules(file, level=2):
+                assert FLOORS[name] < FLOORS[folder], f"{folder}/{file.name} imports {name}"
 
 
 def test_kernels_never_see_torch():

@@ -12,8 +12,8 @@ from . import efficient_kan, pykan_networks
 from .fused import Fused, fuse, unfuse
 
 _ANOTHER_FAMILY = {
-    "RadialBasisFunction": "fast-kan's radial basis functions are another family of functions, without B-splines to compute",
-    "ReflectionalSwitchFunction": "faster-kan's switch functions are another family of functions, without B-splines to compute",
+    "RadialBasisFunction": "fast-kan's radial basis functions are another family of functions than B-splines",
+    "ReflectionalSwitchFunction": "faster-kan's switch functions are another family of functions than B-splines",
 }
 
 
@@ -28,7 +28,12 @@ class Peer:
 
 
 _PEERS = (
-    Peer(pykan_networks.KIND, pykan_networks.looks_like_network, pykan_networks.objection_to_network, pykan_networks.fuse_network),
+    Peer(
+        pykan_networks.KIND,
+        pykan_networks.looks_like_network,
+        pykan_networks.objection_to_network,
+        pykan_networks.fuse_network,
+    ),
     Peer(
         efficient_kan.KIND,
         efficient_kan.looks_like_layer,
@@ -39,12 +44,13 @@ _PEERS = (
 
 
 def accelerate(model: nn.Module, verbose: bool = False) -> nn.Module:
-    """Let every efficient-kan `KANLinear` and pykan 0.2.8 `MultKAN` in a module, itself included, run on the kernels, in place.
+    """Let every efficient-kan `KANLinear` and pykan 0.2.8 `MultKAN` in a module, itself included, run on the kernels.
 
     The modules, their parameters and their `state_dict` keys stay the same objects and names, so do optimizers, hooks and
     whatever else refers to them; only their classes are exchanged, for subclasses of what they were. They are recognised by
     what they hold, not by where they were imported from, and believed only if their own forward and the fused one agree on a
-    few inputs, in float64. What looks like a KAN layer and is none of these stays as it is; why is logged once and listed by `info()`.
+    few inputs, in float64. What looks like a KAN layer and is none of these stays as it is; why is logged once, and `info()`
+    lists it.
 
     Two things change beyond the speed: efficient-kan's `update_grid` keeps the function, where its own changes it, and after
     pykan's grid update a constant feature keeps its spline.

@@ -41,10 +41,11 @@ class EdgeRecord:
     symbolic: SymbolicEdges | None = None
 
     def output(self) -> Tensor:
-        """(N, O), of the splines and the base alone."""
-        return kan_linear(
+        """(N, O)."""
+        y = kan_linear(
             self.x, self.coef, self.grid, self.base_weight, base_activation=self.base_activation, scaler=self.scaler
         )
+        return y if self.symbolic is None else self.symbolic.added_to(y)
 
     @cached_property
     def input_range(self) -> Tensor:
@@ -100,7 +101,7 @@ class EdgeRecord:
 
     def inputs(self) -> Tensor:
         """(N, O, I): every edge's input, a view; detached."""
-        N, I = self.x.shape  # noqa: E741
+        N, I = self.x.shape
         return self.x.detach().unsqueeze(1).expand(N, self.coef.shape[2], I)
 
 

@@ -76,7 +76,7 @@ def objection_to_layer(module: nn.Module) -> str:
     standalone = bool(layer.enable_standalone_scale_spline)
     if standalone != (module._parameters.get(_SCALER) is not None):
         return f"enable_standalone_scale_spline is {standalone}, and spline_scaler says otherwise"
-    O, I, M = layer.spline_weight.shape  # noqa: E741
+    O, I, M = layer.spline_weight.shape
     K, G = layer.spline_order, layer.grid_size
     if layer.grid.shape != (I, G + 2 * K + 1) or M != G + K or layer.base_weight.shape != (O, I):
         return f"the shapes do not fit: spline_weight {(O, I, M)}, grid {tuple(layer.grid.shape)}, K = {K}, G = {G}"

@@ -4,7 +4,7 @@ So parameters, `state_dict` keys, hooks, optimizers and other references to the 
 undone by giving the class back.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -23,8 +23,8 @@ class Fused:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """To copy and to pickle: the fused class has no name that could be imported."""
-        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        return _revived, (self.mixin, self.peer), *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _revived, (self.mixin, self.peer), *reduced[2:]
 
 
 def fuse(module: nn.Module, mixin: type[Fused]) -> None:
@@ -34,9 +34,9 @@ def fuse(module: nn.Module, mixin: type[Fused]) -> None:
 
 def unfuse(module: nn.Module) -> None:
     """Give a fused module its own class back."""
-    assert isinstance(module, Fused)
-    module.forget()
-    module.__class__ = module.peer
+    fused = cast(Any, module)
+    fused.forget()
+    fused.__class__ = fused.peer
 
 
 def fused_class(mixin: type[Fused], peer: type[nn.Module]) -> type[nn.Module]:

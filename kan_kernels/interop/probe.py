@@ -1,4 +1,4 @@
-"""Does a module compute what its parameters' names promise? Its own forward is compared with the fused one before it is trusted."""
+"""Does a module compute what its parameters' names promise? Its own forward is compared with the fused one before."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -52,14 +52,14 @@ class FusedKANLayer(Fused):
     @torch.no_grad()
     def initialize_grid_from_parent(self, parent: nn.Module, x: Tensor, mode: str = "sample") -> None:
         """The parent's knots interpolated, and its splines refitted on x (N, I), or for mode "grid" on the knots of 2G."""
-        layer, parent = cast(Any, self), cast(Any, parent)
-        if layer.k != parent.k:
-            raise ValueError(f"parent: expected splines of degree {layer.k}, got {parent.k}")
+        layer, old = cast(Any, self), cast(Any, parent)
+        if layer.k != old.k:
+            raise ValueError(f"parent: expected splines of degree {layer.k}, got {old.k}")
         K, G = layer.k, layer.num
-        inner = refined_knots(parent.grid.double(), K, G)[:, K : K + G + 1]
+        inner = refined_knots(old.grid.double(), K, G)[:, K : K + G + 1]
         knots = extended(inner, K, (inner[:, -1] - inner[:, 0]) / G, layer.grid.dtype)
-        rows = x if mode != "grid" else refined_knots(parent.grid.double(), K, 2 * G)[:, K : K + 2 * G + 1].t()
-        self._refit(parent, knots, rows)
+        rows = x if mode != "grid" else refined_knots(old.grid.double(), K, 2 * G)[:, K : K + 2 * G + 1].t()
+        self._refit(old, knots, rows)
 
     def _refit(self, old: Any, knots: Tensor, rows: Tensor) -> None:
         # As pykan does, into new storage: what autograd has saved of the old values stays good.
@@ -87,7 +87,7 @@ def objection_to_layer(layer: nn.Module) -> str:
     missing = [name for name in ("base_fun", "k", "num", "in_dim", "out_dim", "grid_eps") if not hasattr(it, name)]
     if missing:
         return f"it has no {', '.join(missing)}"
-    I, O, M = it.coef.shape if it.coef.dim() == 3 else (0, 0, 0)  # noqa: E741
+    I, O, M = it.coef.shape if it.coef.dim() == 3 else (0, 0, 0)
     if I == 0 or it.grid.shape != (I, M + it.k + 1) or any(p.shape != (I, O) for p in (it.mask, it.scale_base, it.scale_sp)):
         return f"the shapes do not fit: coef {tuple(it.coef.shape)}, grid {tuple(it.grid.shape)}, k = {it.k}"
     if it.grid.requires_grad:

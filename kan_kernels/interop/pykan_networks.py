@@ -1,14 +1,17 @@
 """pykan 0.2.8's `MultKAN` made fast in place: its forward, and the methods that make another network of it."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..regularization import bits_loss
 from . import pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
-from .fused import Fused, definer, fuse, fused_class, unfuse
+from .fused import Fused, definer, fuse, unfuse
 from .probe import disagreement, probe_inputs
 
 KIND = "pykan's MultKAN"
@@ -23,18 +26,28 @@ _RECORDS = (
     "subnode_actscale",
     "edge_actscale",
 )
+# pykan's names for what its `reg` sums up -> where a forward or `attribute` leaves it.
+_METRICS = {
+    "edge_forward_spline_n": "acts_scale_spline",
+    "edge_forward_sum": "acts_scale",
+    "edge_forward_spline_u": "edge_actscale",
+    "edge_backward": "edge_scores",
+    "node_backward": "node_attribute_scores",
+}
 _AFFINE = ("node_bias", "node_scale", "subnode_bias", "subnode_scale")
 
 
 class FusedMultKAN(Fused):
     """Everything of pykan's works, on the same object, and gives the same numbers.
 
-    The forward needs the memory of the nodes' values; every edge's values, (N, O, I), and norms are computed when they are read.
-    Networks that its methods return are fused too.
+    The forward needs the memory of the nodes' values; every edge's values, (N, O, I), and norms are computed when they are
+    read. Networks that its methods return are fused too.
     """
 
     replaced: ClassVar[tuple[str, ...]] = (
         "forward",
+        "get_params",
+        "reg",
         "initialize_from_another_model",
         "initialize_grid_from_another_model",
         "refine",
@@ -54,36 +67,50 @@ class FusedMultKAN(Fused):
         x = x.index_select(1, net.input_id.to(x.device, torch.int64))
         net.cache_data = x
         net.acts = [x]
-        premult, subnodes, edges = [], [], []
+        records, affine = [], []
         for l, layer in enumerate(net.act_fun):
             record = layer.record(x, net.save_act)
-            y = record.output()
             if net.symbolic_enabled:
-                symbolic = _symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th)
-                if symbolic is not None:
-                    y = symbolic.added_to(y)
-                    record = EdgeRecord(**(vars(record) | {"symbolic": symbolic}))
-            subnodes.append(y.detach())
-            y = torch.addcmul(net.subnode_bias[l], net.subnode_scale[l], y)
-            premult.append(y.detach())
-            y = _multiplied(y, *net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
-            x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
+                record = replace(record, symbolic=_symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th))
+            if net.save_act:
+                records.append(record)
+                affine.append((net.subnode_bias[l].detach().clone(), net.subnode_scale[l].detach().clone()))
+            bias, scale = net.subnode_bias[l], net.subnode_scale[l]
+            if net.width[l + 1][1] == 0:  # both transforms at once: they are of the size of the data
+                bias, scale = net.node_bias[l] + net.node_scale[l] * bias, net.node_scale[l] * scale
+                x = torch.addcmul(bias, scale, record.output())
+            else:
+                y = torch.addcmul(bias, scale, record.output())
+                y = _multiplied(y, net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
+                x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
             net.acts.append(x.detach())
-            edges.append(record)
-        self._keep(edges if net.save_act else [], subnodes, premult)
+        self._keep(records, affine)
         return x
 
-    def _keep(self, edges: list[EdgeRecord], subnodes: list[Tensor], premult: list[Tensor]) -> None:
+    def _keep(self, records: list[EdgeRecord], affine: list[tuple[Tensor, Tensor]]) -> None:
         """What pykan's methods read of a forward, in its shapes."""
         net = cast(Any, self)
-        net.acts_premult = premult[: len(edges)]
-        net.spline_preacts = [edge.inputs() for edge in edges]
-        net.spline_postsplines = OnDemand(edge.splines for edge in edges)
-        net.spline_postacts = OnDemand(edge.values for edge in edges)
-        net.acts_scale = OnDemand(_Reading(edge, "scale") for edge in edges)
-        net.acts_scale_spline = OnDemand(_Reading(edge, "spline_scale") for edge in edges)
-        net.edge_actscale = OnDemand(_Reading(edge, "std") for edge in edges)
-        net.subnode_actscale = OnDemand(_Spread(y) for y in subnodes[: len(edges)])
+        net.spline_preacts = [record.inputs() for record in records]
+        net.spline_postsplines = OnDemand(record.splines for record in records)
+        net.spline_postacts = OnDemand(record.values for record in records)
+        net.acts_scale = OnDemand(partial(_scale, record) for record in records)
+        net.acts_scale_spline = OnDemand(partial(_spline_scale, record) for record in records)
+        net.edge_actscale = OnDemand(partial(_std, record) for record in records)
+        net.subnode_actscale = OnDemand(partial(_output_std, record) for record in records)
+        net.acts_premult = OnDemand(
+            partial(_transformed_output, record, *of_layer) for record, of_layer in zip(records, affine, strict=True)
+        )
+
+    def get_params(self) -> list[nn.Parameter]:
+        """What `fit` trains. pykan's has the frozen parameters too, to which its L-BFGS adds zeros, one by one."""
+        return [parameter for parameter in cast(nn.Module, self).parameters() if parameter.requires_grad]
+
+    def reg(self, reg_metric: str, lamb_l1: float, lamb_entropy: float, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
+        """pykan's, without the sums over the coefficients where they count nothing."""
+        if lamb_coef != 0 or lamb_coefdiff != 0 or reg_metric not in _METRICS:
+            return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
+        norms = getattr(self, _METRICS[reg_metric])
+        return torch.stack([bits_loss(of_layer, lamb_l1, lamb_entropy) for of_layer in norms]).sum()
 
     def initialize_grid_from_another_model(self, model: nn.Module, x: Tensor) -> None:
         """Take the other network's splines and their knots, as `KANLayer.initialize_grid_from_parent` does."""
@@ -174,7 +201,7 @@ class FusedMultKAN(Fused):
         """pykan's methods run a forward where `acts` is None."""
         for layer in cast(Any, self).act_fun:
             if isinstance(layer, Fused):
-                unfuse(layer)
+                unfuse(cast(nn.Module, layer))
         cast(Any, self).acts = None
         for name in _RECORDS:
             setattr(self, name, [])
@@ -229,28 +256,29 @@ def objection_to_network(net: nn.Module) -> str:
     return disagreement(net, leave_out, lambda twin: forward(type(net), twin), fused)
 
 
-class _Reading:
-    """A norm of every edge, when it is called."""
-
-    def __init__(self, record: EdgeRecord, name: str) -> None:
-        self.record, self.name = record, name
-
-    def __call__(self) -> Tensor:
-        if self.name == "scale":
-            return (self.record.std / self.record.input_range).detach()
-        if self.name == "spline_scale":
-            return self.record.spline_std / self.record.input_range
-        return self.record.std
+# What a record tells when it is asked, by functions with a name, since networks are pickled.
 
 
-class _Spread:
-    """The standard deviation of values (N, O), when it is called."""
+def _scale(record: EdgeRecord) -> Tensor:
+    return (record.std / record.input_range).detach()
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
 
-    def __call__(self) -> Tensor:
-        return self.values.std(0)
+def _spline_scale(record: EdgeRecord) -> Tensor:
+    return record.spline_std / record.input_range
+
+
+def _std(record: EdgeRecord) -> Tensor:
+    return record.std
+
+
+@torch.no_grad()
+def _output_std(record: EdgeRecord) -> Tensor:
+    return record.output().std(0)
+
+
+@torch.no_grad()
+def _transformed_output(record: EdgeRecord, bias: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(bias, scale, record.output())
 
 
 def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: float) -> SymbolicEdges | None:
@@ -263,15 +291,18 @@ def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: flo
     for e, (o, i) in enumerate(zip(outputs.tolist(), inputs.tolist(), strict=True)):
         a, b, c, d = affine[e].unbind()
         inner = a * x[:, i] + b
-        value = layer.funs_avoid_singularity[o][i](inner, torch.tensor(y_th))[1] if singularity_avoiding else layer.funs[o][i](inner)
+        value = (
+            layer.funs_avoid_singularity[o][i](inner, torch.tensor(y_th))[1]
+            if singularity_avoiding
+            else layer.funs[o][i](inner)
+        )
         values.append(mask[e] * (c * value + d))
     return SymbolicEdges(inputs, outputs, torch.stack(values, dim=1))
 
 
-def _multiplied(y: Tensor, sums: int, products: int, arity: Any) -> Tensor:
-    """(N, sums + products) from subnodes y: the first `sums` as they are, then products of `arity` consecutive ones each."""
-    if products == 0:
-        return y
+def _multiplied(y: Tensor, width: Any, arity: Any) -> Tensor:
+    """(N, width) from subnodes y: the first as they are, then products of `arity` consecutive ones; width counts both."""
+    sums, products = width
     ends = [arity] * products if isinstance(arity, int) else list(arity)
     factors = y[:, sums:].split(ends, dim=1)
     if len(set(ends)) == 1:

@@ -4,6 +4,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -30,11 +31,20 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, activation: nn.Module |
         names = {key.split(".")[2] for key in state if key.startswith(f"{_LAYERS}{number}.")}
         if names != PARAMETERS:
             raise ValueError(f"source: expected {sorted(PARAMETERS)} in {_LAYERS}{number}, got {sorted(names)}")
-    layers = [[state[f"{_LAYERS}{number}.{name}"] for name in ("grid", "coef", "mask", "scale_base", "scale_sp")] for number in numbers]
-    _refuse_what_layers_cannot_hold(state, [coef.shape for _, coef, *_ in layers])
-    return [
-        _layer(*layer, None if peers is None else peers[number], activation) for number, layer in enumerate(layers)
-    ]
+    weights = [_Weights(**{name: state[f"{_LAYERS}{number}.{name}"] for name in PARAMETERS}) for number in numbers]
+    _refuse_what_layers_cannot_hold(state, [layer.coef.shape for layer in weights])
+    return [_layer(layer, None if peers is None else peers[number], activation) for number, layer in enumerate(weights)]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Of one layer, under pykan's names."""
+
+    grid: Tensor
+    coef: Tensor
+    mask: Tensor
+    scale_base: Tensor
+    scale_sp: Tensor
 
 
 def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] | None]:
@@ -43,7 +53,9 @@ def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] 
             raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
         chosen = getattr(source, "input_id", None)
         if chosen is not None and chosen.tolist() != list(range(len(chosen))):
-            raise ValueError(f"source: its input_id {chosen.tolist()} chooses among inputs, which a KAN does not: choose them before it")
+            raise ValueError(
+                f"source: its input_id {chosen.tolist()} chooses among inputs, which a KAN does not: choose them before it"
+            )
         return source.state_dict(), list(cast(Any, source).act_fun)
     if not isinstance(source, Mapping):
         raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
@@ -54,7 +66,7 @@ def _refuse_what_layers_cannot_hold(state: Mapping[str, Tensor], shapes: list[to
     for number, (shape, following) in enumerate(pairwise([*shapes, None])):
         assert shape is not None
         nodes = state.get(f"node_bias_{number}")
-        if nodes is not None and len(nodes) != shape[1] or following is not None and following[0] != shape[1]:
+        if (nodes is not None and len(nodes) != shape[1]) or (following is not None and following[0] != shape[1]):
             raise ValueError(
                 f"source: layer {number} has multiplication nodes ({shape[1]} sums for"
                 f" {len(nodes) if nodes is not None else cast(Any, following)[0]} nodes), which a KAN has not"
@@ -63,8 +75,8 @@ def _refuse_what_layers_cannot_hold(state: Mapping[str, Tensor], shapes: list[to
         if formulas is not None and bool(formulas.any()):
             output, input_ = formulas.nonzero()[0].tolist()
             raise ValueError(
-                f"source: layer {number} has symbolic edges, of input {input_} and output {output} the first, which a KAN has not;"
-                " unfix_symbolic_all() makes them splines again"
+                f"source: layer {number} has symbolic edges, the first of input {input_} and output {output}, which a KAN has"
+                " not; unfix_symbolic_all() makes them splines again"
             )
         for name, neutral in _NODES.items():
             value = state.get(f"{name}_{number}")
@@ -72,13 +84,14 @@ def _refuse_what_layers_cannot_hold(state: Mapping[str, Tensor], shapes: list[to
                 raise ValueError(f"source: {name}_{number} is not {neutral:g} everywhere, which a KAN cannot hold")
 
 
-def _layer(
-    grid: Tensor, coef: Tensor, mask: Tensor, scale_base: Tensor, scale_sp: Tensor, peer: Any, activation: nn.Module | None
-) -> KANLinear:
-    I, O, M = coef.shape  # noqa: E741
+def _layer(weights: _Weights, peer: Any, activation: nn.Module | None) -> KANLinear:
+    grid, coef, mask, scale_sp = weights.grid, weights.coef, weights.mask, weights.scale_sp
+    I, O, M = coef.shape
     K = spline_order(M, grid.shape[1])
     if grid.shape[0] != I or K < 0 or M - K < 1:
-        raise ValueError(f"source: expected grid (I, G+2K+1) for coef (I, O, G+K), got {tuple(grid.shape)}, {tuple(coef.shape)}")
+        raise ValueError(
+            f"source: expected grid (I, G+2K+1) for coef (I, O, G+K), got {tuple(grid.shape)} for {tuple(coef.shape)}"
+        )
     if peer is not None:
         activation = _module_of(peer.base_fun)
     # A frozen scale of ones is how a layer without one goes to pykan.
@@ -96,7 +109,7 @@ def _layer(
     ).to_empty(device=coef.device)
     state = {"grid": grid, "spline_weight": coef.transpose(0, 1)}
     if activation is not None:
-        state["base_weight"] = scale_base.t()
+        state["base_weight"] = weights.scale_base.t()
         state |= {f"base_activation.{name}": value for name, value in activation.state_dict().items()}
     if not without_scale:
         state["spline_scaler"] = scale_sp.t()

@@ -1,0 +1,200 @@
+"""pykan's models before and after `accelerate`, at pykan's own examples: the whole of a fit, a grid update, the peak memory.
+
+`make bench`, or `python bench/peers.py [--threads 2] [--rounds 5] [--out FILE]`. Needs pykan. Measurements are appended to
+bench/results/<date>-cpu-peers.jsonl, which table.py reads.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from machine import describe
+from peak import peak_megabytes
+from records import RESULTS, Record, append
+from tqdm import tqdm
+
+import kan_kernels as kk
+
+Job = Callable[[], object]
+PROVIDERS = ("pykan", "accelerated")
+
+
+def network(provider: str, width: list[int], grid: int, seed: int = 0) -> Any:
+    import kan
+
+    net = kan.KAN(width=list(width), grid=grid, k=3, seed=seed, auto_save=False)
+    return kk.accelerate(net) if provider == "accelerated" else net
+
+
+def fitted(net: Any, function: Callable[[torch.Tensor], torch.Tensor], variables: int, **options: Any) -> Job:
+    """A fit on 1000 points, as pykan's examples make them."""
+    import kan
+
+    data = kan.create_dataset(function, n_var=variables, train_num=1000, seed=0)
+
+    def run() -> None:
+        numpy.random.seed(0)
+        net.fit(data, **options)
+
+    return run
+
+
+def hello(provider: str, lamb: float) -> Job:
+    net = network(provider, [2, 5, 1], 5)
+    return fitted(
+        net, lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2), 2, opt="LBFGS", steps=20, lamb=lamb
+    )
+
+
+def wide(provider: str) -> Job:
+    """API_10_device, 3 of its 50 steps."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(sum(torch.sin(torch.pi * (x[:, [d]] ** 2 + x[:, [d + 1]] ** 2)) for d in (0, 2)) / 2)
+
+    net = network(provider, [4, 100, 100, 100, 1], 3)
+    return fitted(net, function, 4, opt="Adam", lr=1e-3, steps=3, lamb=1e-3, lamb_entropy=5.0, update_grid=False)
+
+
+def poisson(provider: str) -> Job:
+    """Example_7_PDE_accuracy, the first 2 of its 50 steps on the first grid, grid updates included."""
+    import kan
+
+    net = network(provider, [2, 2, 1], 5, seed=1).speed()
+    axis = torch.linspace(-1, 1, 51)
+    inside = torch.cartesian_prod(axis, axis)
+    border = inside[(inside.abs() == 1).any(1)]
+
+    def solution(x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(torch.pi * x[:, [0]]) * torch.sin(torch.pi * x[:, [1]])
+
+    def jacobian(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        rows = torch.autograd.functional.jacobian(lambda z: function(z).sum(0), x, create_graph=True)
+        return rows.permute(1, 0, 2)
+
+    optimizer = kan.LBFGS(
+        net.parameters(),
+        lr=1,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-32,
+        tolerance_change=1e-32,
+        tolerance_ys=1e-32,
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        hessian = jacobian(lambda z: jacobian(net, z)[:, 0], inside)
+        laplacian = hessian.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        loss = 0.01 * (laplacian + 2 * torch.pi**2 * solution(inside)).square().mean()
+        loss = loss + (net(border) - solution(border)).square().mean()
+        loss.backward()
+        return loss
+
+    def run() -> None:
+        for _ in range(2):
+            net.update_grid_from_samples(inside)
+            optimizer.step(closure)
+
+    return run
+
+
+def grid_update(provider: str) -> Job:
+    layer = network(provider, [64, 64], 5).act_fun[0]
+    x = torch.randn(10_000, 64)
+    return lambda: layer.update_grid_from_samples(x)
+
+
+# What is timed -> the job, and how often pykan's is: some take minutes.
+TIMED: dict[str, tuple[Callable[[str], Job], int]] = {
+    "hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5),
+    "the same, lamb = 0.01": (lambda provider: hello(provider, 0.01), 5),
+    "API_10 [4, 100, 100, 100, 1], Adam, a step": (wide, 2),
+    "Example_7, Poisson PINN [2, 2, 1], a step": (poisson, 3),
+    "grid update 64→64, 10 000 rows": (grid_update, 1),
+}
+STEPS_OF_JOB = {"API_10 [4, 100, 100, 100, 1], Adam, a step": 3, "Example_7, Poisson PINN [2, 2, 1], a step": 2}
+
+
+def seconds(job: Job) -> float:
+    with contextlib.redirect_stderr(io.StringIO()):  # pykan's progress
+        start = time.perf_counter()
+        job()
+        return time.perf_counter() - start
+
+
+def timed(name: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each provider's job, in turn, each time on a new network."""
+    make, of_pykan = TIMED[name]
+    taken: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
+    seconds(make("accelerated"))  # imports and allocations are nobody's
+    for number in range(rounds):
+        for provider in PROVIDERS:
+            if provider == "accelerated" or number < of_pykan:
+                taken[provider].append(seconds(make(provider)) / STEPS_OF_JOB.get(name, 1))
+    return taken
+
+
+# Two steps of `fit` with lamb and grid updates; rows of what pykan gets where it does not get as many.
+MEMORY = {f"memory [8, 16, 32, 16, 8, 1], G = 15, {rows} rows": rows for rows in (90, 2000, 100_000)}
+MOST_ROWS_OF_PYKAN = 2000
+
+
+def two_steps(provider: str, rows: int) -> Job:
+    net = network(provider, [8, 16, 32, 16, 8, 1], 15)
+    x = torch.rand(rows, 8) * 2 - 1
+    y = x.square().sum(1, keepdim=True)
+    data = {"train_input": x, "train_label": y, "test_input": x[:90], "test_label": y[:90]}
+    return lambda: net.fit(data, opt="Adam", steps=2, lr=1e-3, lamb=1e-3)
+
+
+def measure(name: str, rounds: int, threads: int) -> Iterable[Record]:
+    common: Record = {"threads": threads, "dtype": "float32", "machine": describe()}
+    for provider, taken in timed(name, rounds).items():
+        record = {"case": name, "provider": provider, "median_ms": 1e3 * statistics.median(taken), "min_ms": 1e3 * min(taken)}
+        yield record | {"samples": len(taken)} | common
+
+
+def measure_memory(name: str, threads: int) -> Iterable[Record]:
+    common: Record = {"threads": threads, "dtype": "float32", "machine": describe()}
+    rows = MEMORY[name]
+    for provider in PROVIDERS:
+        if provider == "accelerated" or rows <= MOST_ROWS_OF_PYKAN:
+            peak = peak_megabytes(two_steps, (provider, 16), (provider, rows), threads)
+            if peak is not None:
+                yield {"case": name, "provider": provider, "peak_mb": peak} | common
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5, help="samples of every accelerated job")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--out", type=Path, help="file to append to")
+    arguments = parser.parse_args()
+    out = (arguments.out or RESULTS / f"{describe()['date']}-cpu-peers.jsonl").resolve()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # pykan writes where it runs
+        os.mkdir("model")
+        for name in tqdm([name for name in (*TIMED, *MEMORY) if arguments.only in name]):
+            threads = arguments.threads
+            records = list(measure_memory(name, threads) if name in MEMORY else measure(name, arguments.rounds, threads))
+            append(out, records)
+            told = ", ".join(f"{r['provider']} {r.get('median_ms', r.get('peak_mb')):.4g}" for r in records)
+            tqdm.write(f"{name}: {told}")
+        os.chdir("/")
+    print(f"Appended to {out}")
+
+
+if __name__ == "__main__":
+    main()
