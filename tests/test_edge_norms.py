@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from allocations import Allocations
 from cases import Case, make
 from torch import nn
 
@@ -103,23 +104,11 @@ def test_a_dead_or_constant_edge_has_no_spread_and_finite_gradients():
 
 def test_memory_is_free_of_edges_times_rows():
     """65 536 rows, 64 to 64: every edge's values would be 1 GB; no tensor is larger than x."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(tensor, torch.Tensor):
-                    Largest.size = max(Largest.size, tensor.untyped_storage().nbytes())
-            return out
-
     layer = kk.KANLinear(64, 64)
     x = torch.rand(65536, 64, requires_grad=True)
-    with Largest():
+    with Allocations() as seen:
         (layer.edge_norms(x, "l1").sum() + layer.edge_norms(x, "std").sum()).backward()
-    assert Largest.size == x.numel() * 4
+    assert seen.largest == x.numel() * 4
 
 
 BAD = [

@@ -9,7 +9,7 @@ from cases import CASES, DTYPES, Case, Tensors, make
 from tolerance import assert_twice_rule
 
 import kan_kernels as kk
-from kan_kernels import ops, reference_norms
+from kan_kernels import ops, reference_norms, reference_std
 
 SOME = [case for case in CASES if case.N > 0 and case.N * case.I * case.M * case.O <= 300_000]
 
@@ -108,6 +108,35 @@ def test_moments_are_of_double_accuracy(instruction_set, case, dtype):
     torch.testing.assert_close(moments, exact, rtol=1e-12, atol=1e-12 * exact.abs().max().item())
 
 
+def std_gradients(module, t: Tensors, case: Case, moments: torch.Tensor):
+    generator = torch.Generator().manual_seed(case.N)
+    r = torch.rand(case.I, case.O, generator=generator).to(t.x.dtype)
+    edges = (moments, t.coef, t.scaler, t.base_weight, case.N)
+    needs = True, True, t.scaler is not None, t.base_weight is not None
+    return module.edge_std(*edges), *(g for g in module.edge_std_backward(*edges, r, *needs) if g.numel())
+
+
+@pytest.mark.parametrize("case", [case for case in SOME if case.N > 1 and case.points != "equal"], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
+    """From the moments in float64, as the reference; which agrees with autograd through every edge's values."""
+    t = make(case, dtype)
+    moments = reference_norms.basis_moments(t.x, t.grid, case.K, case.base or "silu")
+    ours, truth = std_gradients(ops, t, case, moments), std_gradients(reference_std, t, case, moments)
+    eps = max(torch.finfo(dtype).eps, 1e-9)
+    for value, expected in zip(ours, truth, strict=True):
+        assert value.dtype is expected.dtype
+        torch.testing.assert_close(value, expected, rtol=eps, atol=eps * expected.abs().max().item())
+    exact = t.to(torch.float64)
+    leaves = [leaf.requires_grad_() for leaf in (exact.coef, exact.scaler, exact.base_weight) if leaf is not None]
+    spread = reference_norms.edge_values(*arguments(exact, case)).std(0)
+    generator = torch.Generator().manual_seed(case.N)
+    r = torch.rand(case.I, case.O, generator=generator).to(dtype).double()
+    dense = (spread.detach(), *torch.autograd.grad(spread, leaves, r))
+    for value, expected in zip((ours[0], *ours[2:]), dense, strict=True):
+        torch.testing.assert_close(value.double(), expected, rtol=4 * eps, atol=4 * eps * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("needed", range(4))
 def test_only_what_is_needed(needed):
     case = Case(129, 7, 33, scaled=True)
@@ -115,6 +144,11 @@ def test_only_what_is_needed(needed):
     r = torch.ones(case.I, case.O)
     everything = ops.edge_l1_backward(*arguments(t, case), r, True, True, True, True)
     one = ops.edge_l1_backward(*arguments(t, case), r, *(k == needed for k in range(4)))
+    for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
+        assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
+    edges = (ops.basis_moments(t.x, t.grid, case.K, "silu"), t.coef, t.scaler, t.base_weight, case.N, r)
+    everything = ops.edge_std_backward(*edges, True, True, True, True)
+    one = ops.edge_std_backward(*edges, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
         assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
 
@@ -148,7 +182,8 @@ def test_threads_do_not_change_bits(case):
         torch.set_num_threads(threads)
         results.append(
             (ops.edge_l1(*arguments(t, case)), *ops.edge_l1_backward(*arguments(t, case), r, True, True, False, True),
-             ops.basis_moments(t.x, t.grid, case.K, "silu"))
+             ops.basis_moments(t.x, t.grid, case.K, "silu"),
+             *std_gradients(ops, t, case, ops.basis_moments(t.x, t.grid, case.K, "silu")))
         )  # fmt: skip
     torch.set_num_threads(before)
     for other in results[1:]:

@@ -123,6 +123,6 @@ def _verdict(module: nn.Module) -> str | None:
     for part in module.children():
         if type(part).__name__ in _ANOTHER_FAMILY:
             return _ANOTHER_FAMILY[type(part).__name__]
-    if "kan" in type(module).__name__.lower() and any(parameter is not None for parameter in module._parameters.values()):
+    if "kan" in type(module).__name__.lower() and any(True for _ in module.parameters(recurse=False)):
         return "an unknown kind of KAN layer"
     return None

@@ -58,13 +58,13 @@ class FusedKANLinear(Fused):
 
 def looks_like_layer(module: nn.Module) -> bool:
     """Its parameters have efficient-kan's names."""
-    return set(module._parameters) >= _PARAMETERS
+    return {name for name, _ in module.named_parameters(recurse=False)} >= _PARAMETERS
 
 
 def objection_to_layer(module: nn.Module) -> str:
     """Why it is not efficient-kan's layer after all, "" if it is."""
-    own = {name for name, parameter in module._parameters.items() if parameter is not None} - {_SCALER}
-    buffers = {name for name, buffer in module._buffers.items() if buffer is not None}
+    own = {name for name, _ in module.named_parameters(recurse=False)} - {_SCALER}
+    buffers = {name for name, _ in module.named_buffers(recurse=False)}
     if own != _PARAMETERS or buffers != {"grid"}:
         return f"it holds {sorted(own | buffers)}, efficient-kan's holds {sorted(_PARAMETERS | {'grid'})}"
     layer = cast(Any, module)
@@ -74,7 +74,7 @@ def objection_to_layer(module: nn.Module) -> str:
     if not isinstance(layer.base_activation, nn.Module):
         return f"its base_activation is no module but {layer.base_activation!r}"
     standalone = bool(layer.enable_standalone_scale_spline)
-    if standalone != (module._parameters.get(_SCALER) is not None):
+    if standalone != (getattr(module, _SCALER, None) is not None):
         return f"enable_standalone_scale_spline is {standalone}, and spline_scaler says otherwise"
     O, I, M = layer.spline_weight.shape
     K, G = layer.spline_order, layer.grid_size

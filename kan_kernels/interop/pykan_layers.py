@@ -80,9 +80,9 @@ def base_activation(base_fun: Any) -> BaseActivation:
 
 def objection_to_layer(layer: nn.Module) -> str:
     """Why it is not pykan 0.2.8's layer after all, "" if it is."""
-    own = {name for name, parameter in layer._parameters.items() if parameter is not None}
-    if own != PARAMETERS or layer._buffers:
-        return f"it holds {sorted(own | set(layer._buffers))}, pykan 0.2.8's holds {sorted(PARAMETERS)}"
+    own = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
+    if own != PARAMETERS:
+        return f"it holds {sorted(own)}, pykan 0.2.8's holds {sorted(PARAMETERS)}"
     it = cast(Any, layer)
     missing = [name for name in ("base_fun", "k", "num", "in_dim", "out_dim", "grid_eps") if not hasattr(it, name)]
     if missing:

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from allocations import Allocations
 from cases import DTYPES, Case, Tensors, make, with_gaps
-from test_kernels import DEVICE, INTERPRETED, NO_GPU, Allocations, triton_operators
+from test_kernels import DEVICE, INTERPRETED, NO_GPU, triton_operators
 from test_nonfinite import VALUES, same
 from tolerance import assert_twice_rule
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
+from allocations import Allocations
 from cases import CASES, DTYPES, Case, make
 from test_gradients import first_order, second_order
 from test_nonfinite import VALUES, same
 from test_operators import OPERATORS, backward, compare
 from tolerance import assert_twice_rule
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import kan_kernels as kk
@@ -353,18 +353,6 @@ def test_offsets_beyond_32_bits(name):
         for operator in OPERATORS:
             for value, expected in zip(operator(ops, spread, case, 0), operator(ops, on_device, case, 0), strict=True):
                 assert torch.equal(value, expected), operator.__name__
-
-
-class Allocations(TorchDispatchMode):
-    """The bytes of the largest tensor that was made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        sizes = [t.nbytes for t in (result if isinstance(result, tuple | list) else (result,)) if isinstance(t, torch.Tensor)]
-        self.largest = max([self.largest, *sizes])
-        return result
 
 
 def test_nothing_of_the_bases_size_in_memory():
