@@ -23,3 +23,13 @@ def instruction_set(request):
     ops.select_instruction_set(request.param)
     yield request.param
     ops.select_instruction_set(before)
+
+
+@pytest.fixture
+def float64_in_a_directory_of_its_own(tmp_path, monkeypatch):
+    """pykan computes in the default dtype and writes checkpoints where it runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -7,17 +7,7 @@ import kan_kernels as kk
 
 kan = pytest.importorskip("kan", reason="pykan is not installed: pip install kan_kernels[pykan]")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def float64_in_a_directory_of_its_own(tmp_path, monkeypatch):
-    """pykan computes in the default dtype and writes checkpoints where it runs."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("float64_in_a_directory_of_its_own")]
 
 
 def pair(width=(3, 5, 4, 2), grid=5, k=3, seed=0):

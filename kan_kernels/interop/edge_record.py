@@ -3,7 +3,7 @@
 pykan's forward stores them all, (N, O, I) three times a layer, for methods that mostly read a norm of each edge or nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -108,8 +108,8 @@ class EdgeRecord:
 class OnDemand(Sequence[Tensor]):
     """A list of tensors, each computed when it is first read."""
 
-    def __init__(self, makers: Iterable[Callable[[], Tensor]]) -> None:
-        self._makers = list(makers)
+    def __init__(self, makers: Sequence[Callable[[], Tensor]]) -> None:
+        self._makers = makers
         self._made: dict[int, Tensor] = {}
 
     @overload

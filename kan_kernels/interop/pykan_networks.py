@@ -91,15 +91,14 @@ class FusedMultKAN(Fused):
         """What pykan's methods read of a forward, in its shapes."""
         net = cast(Any, self)
         net.spline_preacts = [record.inputs() for record in records]
-        net.spline_postsplines = OnDemand(record.splines for record in records)
-        net.spline_postacts = OnDemand(record.values for record in records)
-        net.acts_scale = OnDemand(partial(_scale, record) for record in records)
-        net.acts_scale_spline = OnDemand(partial(_spline_scale, record) for record in records)
-        net.edge_actscale = OnDemand(partial(_std, record) for record in records)
-        net.subnode_actscale = OnDemand(partial(_output_std, record) for record in records)
-        net.acts_premult = OnDemand(
-            partial(_transformed_output, record, *of_layer) for record, of_layer in zip(records, affine, strict=True)
-        )
+        net.spline_postsplines = OnDemand([record.splines for record in records])
+        net.spline_postacts = OnDemand([record.values for record in records])
+        net.acts_scale = OnDemand([partial(_scale, record) for record in records])
+        net.acts_scale_spline = OnDemand([partial(_spline_scale, record) for record in records])
+        net.edge_actscale = OnDemand([partial(_std, record) for record in records])
+        net.subnode_actscale = OnDemand([partial(_output_std, record) for record in records])
+        transformed = zip(records, affine, strict=True)
+        net.acts_premult = OnDemand([partial(_transformed_output, record, *of_layer) for record, of_layer in transformed])
 
     def get_params(self) -> list[nn.Parameter]:
         """What `fit` trains. pykan's has the frozen parameters too, to which its L-BFGS adds zeros, one by one."""

@@ -1,0 +1,441 @@
+"""Everything of pykan 0.2.8's works on an accelerated network and gives its numbers, in less memory."""
+
+import contextlib
+import copy
+import io
+import pickle
+import random
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy
+import pytest
+import torch
+from allocations import Allocations
+from pykan_models import NETWORKS, inputs, kan, network, symbolic
+from torch import nn
+
+import kan_kernels as kk
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("float64_in_a_directory_of_its_own")]
+matplotlib.use("agg")
+
+RECORDS = (
+    "acts",
+    "acts_premult",
+    "spline_preacts",
+    "spline_postsplines",
+    "spline_postacts",
+    "acts_scale",
+    "acts_scale_spline",
+    "subnode_actscale",
+    "edge_actscale",
+)
+
+
+def pair(which="plain"):
+    """A network and its accelerated twin."""
+    make = NETWORKS[which] if isinstance(which, str) else which
+    return make(), kk.accelerate(make())
+
+
+def quietly(function, *arguments, **keywords):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return function(*arguments, **keywords)
+
+
+def assert_same(ours, theirs, tolerance=1e-10):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def assert_same_records(ours, theirs):
+    for name in RECORDS:
+        mine, peers = getattr(ours, name), getattr(theirs, name)
+        assert len(mine) == len(peers), name
+        for value, expected in zip(mine, peers, strict=True):
+            assert_same(value.detach(), expected.detach())
+
+
+def is_fused(net):
+    return type(net).__name__ == "FusedMultKAN" and all(type(layer).__name__ == "FusedKANLayer" for layer in net.act_fun)
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+def test_forward_gradients_and_records(which):
+    theirs, ours = pair(which)
+    assert is_fused(ours)
+    x = inputs(ours)
+    for singular in (False, True):
+        values = []
+        for net in (ours, theirs):
+            points = x.clone().requires_grad_()
+            y = net(points, singularity_avoiding=singular, y_th=5.0)
+            norms = sum(n.sum() for n in net.acts_scale_spline) + sum(n.square().sum() for n in net.edge_actscale)
+            leaves = [points, *(p for p in net.parameters() if p.requires_grad)]
+            values.append([y, *torch.autograd.grad(y.sin().sum() + norms, leaves, allow_unused=True)])
+        for value, expected in zip(*values, strict=True):
+            if value is None:  # where pykan's gradient is of a factor 0
+                assert expected is None or not expected.any()
+            else:
+                assert_same(value, torch.zeros_like(value) if expected is None else expected, 1e-8)
+        assert_same_records(ours, theirs)
+    assert_same(ours.cache_data, theirs.cache_data)
+
+
+def test_records_are_of_their_forward():
+    """Read after the parameters have changed, they are what they were."""
+    theirs, ours = pair()
+    x = inputs(ours)
+    for net in (ours, theirs):
+        net(x)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.1)
+        net.act_fun[0].mask.data[0, 1] = 0.0
+    assert_same_records(ours, theirs)
+
+
+def test_one_row_has_no_spread():
+    theirs, ours = pair()
+    for net in (ours, theirs):
+        net(inputs(net, 1))
+    assert ours.edge_actscale[0].isnan().all()
+    assert theirs.edge_actscale[0].isnan().all()
+
+
+FITS = {
+    "plain": {},
+    "lamb": {"lamb": 0.01},
+    "lamb of coefficients": {"lamb": 0.01, "lamb_coef": 0.3, "lamb_coefdiff": 0.2},
+    "without grid updates": {"lamb": 0.01, "update_grid": False},
+    "Adam": {"opt": "Adam", "lr": 1e-2, "lamb": 0.01, "steps": 6},
+    "batches": {"opt": "Adam", "lr": 1e-2, "batch": 33, "steps": 6},
+    "singularity avoiding": {"singularity_avoiding": True, "opt": "Adam", "lr": 1e-2, "steps": 4},
+} | {
+    metric: {"lamb": 0.01, "reg_metric": metric, "opt": "Adam", "lr": 1e-2, "steps": 4}
+    for metric in ("edge_forward_spline_u", "edge_forward_sum", "edge_backward", "node_backward")
+}
+EVALUATIONS = 8  # of a line search, before it makes of the last digits what it likes
+
+
+def example(variables, outputs, rows):
+    """pykan's hello world, of the first two variables."""
+
+    def function(x):
+        return torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2) * torch.ones(1, outputs)
+
+    return kan.create_dataset(function, n_var=variables, train_num=rows, test_num=50, seed=0)
+
+
+def fit(net, data, **keywords):
+    """pykan's results, and the loss of every evaluation."""
+    evaluations = []
+
+    def loss(prediction, label):
+        value = (prediction - label).square().mean()
+        evaluations.append(value.item())
+        return value
+
+    numpy.random.seed(0)
+    return quietly(net.fit, data, loss_fn=loss, **keywords), evaluations
+
+
+@pytest.mark.parametrize("lamb", [0.0, 0.01])
+def test_hello_worlds_losses_follow_pykans(lamb):
+    """Of the first L-BFGS steps, of some 25 evaluations each, to 1e-6; what follows is as good."""
+    theirs, ours = (fit(net, example(2, 1, 1000), steps=8, lamb=lamb)[0] for net in pair(lambda: network((2, 5, 1))))
+    for name in ("train_loss", "test_loss", "reg"):
+        numpy.testing.assert_allclose(ours[name][:2], theirs[name][:2], rtol=1e-6, err_msg=name)
+    assert ours["train_loss"][-1] < 2 * theirs["train_loss"][-1]
+
+
+@pytest.mark.parametrize("which", ["plain", "products", "formulas", "affine"])
+@pytest.mark.parametrize("options", FITS)
+def test_losses_follow_pykans(options, which):
+    keywords = {"steps": 1} | FITS[options]
+    (theirs, of_theirs), (ours, of_ours) = (fit(net, example(3, 2, 200), **keywords) for net in pair(which))
+    assert set(ours) == set(theirs)
+    numpy.testing.assert_allclose(of_ours[:EVALUATIONS], of_theirs[:EVALUATIONS], rtol=1e-6)
+    if "opt" in keywords:
+        for name in ("train_loss", "test_loss", "reg"):
+            numpy.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
+
+
+def test_no_tensor_of_every_edges_values():
+    """A step with lamb > 0, and a forward: nothing is larger than a layer's inputs and outputs."""
+    net = kk.accelerate(network((8, 16, 32, 16, 8, 1), grid=15))
+    x = torch.rand(4000, 8)
+    data = {"train_input": x, "train_label": x[:, :1], "test_input": x[:90], "test_label": x[:90, :1]}
+    with Allocations() as seen:
+        quietly(net.fit, data, opt="Adam", steps=2, lamb=0.01)
+        net.attribute()
+    widest = 4000 * 32 * 8
+    assert widest <= seen.largest <= widest + 4096
+
+
+@pytest.mark.parametrize("mode", ["sample", "grid"])
+def test_grid_update(mode):
+    theirs, ours = pair()
+    x = inputs(ours, 200)
+    for net in (ours, theirs):
+        net.act_fun[0].update_grid_from_samples(x, mode)
+    rank_deficient = 1e-3 if mode == "grid" else 1e-9  # 11 points for 8 coefficients that some of them barely touch
+    assert_same(ours.act_fun[0].grid, theirs.act_fun[0].grid)
+    assert_same(ours(x), theirs(x), rank_deficient)
+    ours.update_grid(x)
+    theirs.update_grid(x)
+    assert_same(ours(x), theirs(x), 1e-2 if mode == "grid" else 1e-8)
+
+
+def test_a_constant_feature_keeps_its_spline():
+    """pykan's knots for it are all equal: its spline ends, and the gradient of x is NaN."""
+    theirs, ours = pair()
+    x = inputs(ours)
+    x[:, 1] = 0.3
+    expected = ours(x).detach()
+    for net in (ours, theirs):
+        net.update_grid_from_samples(x)
+    points = x.clone().requires_grad_()
+    y = ours(points)
+    y.sum().backward()
+    assert (y - expected).norm() < 0.2 * expected.norm()
+    assert points.grad.isfinite().all()
+    assert bool((theirs.act_fun[0].grid[1] == 0.3).all())
+    assert bool((ours.act_fun[0].grid.diff(dim=1) > 0).all())
+
+
+@pytest.mark.parametrize("which", ["plain", "products", "masked"])
+@pytest.mark.parametrize("grid", [10, 7])
+def test_refine(which, grid):
+    theirs, ours = pair(which)
+    x = inputs(ours, 600)
+    for net in (ours, theirs):
+        net.update_grid(x)
+        net(x)
+    finer, expected = quietly(ours.refine, grid), quietly(theirs.refine, grid)
+    assert is_fused(finer)
+    assert finer.grid == grid
+    for layer, peer in zip(finer.act_fun, expected.act_fun, strict=True):
+        assert_same(layer.grid, peer.grid, 1e-6)
+    assert_same(finer(x), expected(x), 1e-6)
+    before = ours.act_fun[0].scale_sp.clone()
+    with torch.no_grad():
+        finer.act_fun[0].scale_sp.add_(1.0)
+    assert torch.equal(ours.act_fun[0].scale_sp, before)
+
+
+@pytest.mark.parametrize("which", ["plain", "products", "masked"])
+def test_attribution_and_pruning(which):
+    theirs, ours = pair(which)
+    x = inputs(ours)
+    pruned = []
+    for net in (ours, theirs):
+        net(x)
+        net.attribute()
+        small = quietly(net.prune, node_th=0.3, edge_th=0.2)
+        chosen = quietly(net.prune_input, active_inputs=[0, 2])
+        pruned.append((small, chosen))
+    for value, expected in zip(ours.node_scores + ours.edge_scores, theirs.node_scores + theirs.edge_scores, strict=True):
+        assert_same(value, expected)
+    for mine, peer in zip(*pruned, strict=True):
+        assert is_fused(mine)
+        assert mine.width == peer.width
+        assert_same(mine(x), peer(x))
+        for layer, other in zip(mine.act_fun, peer.act_fun, strict=True):
+            assert torch.equal(layer.mask, other.mask)
+    assert_same(ours.feature_score, theirs.feature_score)
+    assert ours.n_edge == theirs.n_edge
+    assert_same(ours.attribute(1, 0, plot=False), theirs.attribute(1, 0, plot=False))
+
+
+def test_formulas():
+    """auto_symbolic, symbolic_formula, and a fit of what they leave."""
+    answers = []
+    for net in pair(lambda: network((2, 1, 1))):
+        fit(net, example(2, 1, 100), steps=2, update_grid=False)
+        quietly(net.auto_symbolic, lib=["x^2", "sin"], verbose=0)
+        fitted, _ = fit(net, example(2, 1, 100), steps=2, update_grid=False)
+        formula = quietly(net.symbolic_formula)[0][0]
+        values = [float(formula.subs({"x_1": a, "x_2": b})) for a, b in ((0.1, 0.2), (-0.5, 0.7))]
+        names = [layer.funs_name for layer in net.symbolic_fun]
+        answers.append((names, [*values, *fitted["train_loss"]]))
+    (theirs, of_theirs), (ours, of_ours) = answers
+    assert ours == theirs
+    numpy.testing.assert_allclose(of_ours, of_theirs, rtol=1e-2)
+
+
+def test_suggestions_and_single_edges():
+    theirs, ours = pair()
+    x = inputs(ours)
+    found = []
+    for net in (ours, theirs):
+        net(x)
+        best = quietly(net.suggest_symbolic, 0, 1, 2, lib=["x", "x^2", "sin"])
+        quietly(net.fix_symbolic, 0, 1, 2, "sin", log_history=False)
+        net.remove_edge(0, 0, 0, log_history=False)
+        net.get_act(x)
+        curve = net.get_fun(1, 0, 0)
+        found.append((best[0], best[2], *net.get_range(0, 1, 1, verbose=False), *curve[0], *curve[1]))
+        quietly(net.unfix_symbolic, 0, 1, 2, log_history=False)
+        net.perturb(0.1)
+        net.swap(1, 0, 1, log_history=False)
+    assert found[0][0] == found[1][0]
+    numpy.testing.assert_allclose(found[0][1:], found[1][1:], rtol=1e-8, atol=1e-10)
+    assert_same(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("metric", ["backward", "forward_n", "forward_u"])
+def test_plot(metric):
+    net = kk.accelerate(symbolic(network((2, 2, 1))))
+    net(inputs(net))
+    quietly(net.plot, folder="pictures", metric=metric)
+    assert len(list(Path("pictures").glob("sp_*.png"))) == 6
+    matplotlib.pyplot.close("all")
+
+
+def test_speed_and_its_compilation():
+    theirs, ours = pair()
+    x = inputs(ours)
+    assert ours.speed() is ours
+    expected = theirs.speed()(x)
+    assert_same(ours(x), expected)
+    assert len(ours.spline_postacts) == len(ours.edge_actscale) == 0
+    compiled = torch.compile(ours, backend="aot_eager")
+    y = compiled(x)
+    assert_same(y, expected)
+    y.sum().backward()
+    assert ours.act_fun[0].coef.grad.any()
+
+
+def test_checkpoints():
+    theirs, ours = pair("formulas")
+    x = inputs(ours)
+    expected = theirs(x)
+    ours(x)
+    ours.saveckpt("mark")
+    for loaded in (ours.loadckpt("mark"), ours.copy(), kk.accelerate(kan.KAN.loadckpt("mark"))):
+        assert is_fused(loaded)
+        assert_same(loaded(x), expected)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_history():
+    """Versions that pykan writes by itself."""
+    net = kk.accelerate(quietly(network, (2, 3, 1), auto_save=True))
+    fit(net, example(2, 1, 50), steps=1)
+    expected = quietly(kan.KAN.loadckpt, "model/0.0")
+    x = inputs(net)
+    for older in (quietly(net.checkout, "0.0"), quietly(net.rewind, "0.0")):
+        assert is_fused(older)
+        assert_same(older(x), expected(x))
+
+
+def test_expansion():
+    nets = pair(lambda: network((2, 3, 1), mult_arity=[[], [], []]))
+    x = inputs(nets[0])
+    for net in nets:
+        quietly(net.expand_depth)
+        quietly(net.expand_width, 1, 2)
+        quietly(net.expand_width, 1, 1, sum_bool=False)
+    assert is_fused(nets[1])
+    assert_same(nets[1](x), nets[0](x))
+
+
+def test_copies_and_pickles():
+    net = kk.accelerate(network(save_act=False))
+    x = inputs(net)
+    y = net(x)
+    net.cache_data = net.cache_data.detach()
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(_without_lambdas(net)))):
+        assert is_fused(twin)
+        assert_same(twin(x), y)
+
+
+def _without_lambdas(net):
+    """pykan's formulas are lambdas, which nothing pickles."""
+    twin = copy.deepcopy(net)
+    twin.symbolic_enabled = False
+    for layer in twin.symbolic_fun:
+        layer.funs = layer.funs_avoid_singularity = layer.funs_sympy = None
+    return twin
+
+
+def test_restore():
+    theirs, ours = pair("formulas")
+    x = inputs(ours)
+    ours(x)
+    parameters = list(ours.parameters())
+    assert kk.restore(ours) is ours
+    assert type(ours) is kan.MultKAN
+    assert all(type(layer) is kan.KANLayer for layer in ours.act_fun)
+    assert all(a is b for a, b in zip(parameters, ours.parameters(), strict=True))
+    assert ours.acts is None
+    ours.get_act()
+    theirs(x)
+    assert_same_records(ours, theirs)
+
+
+class Doubled(kan.MultKAN):
+    def forward(self, x, singularity_avoiding=False, y_th=10.0):
+        return 2 * super().forward(x, singularity_avoiding, y_th)
+
+
+class OwnRefine(kan.MultKAN):
+    def refine(self, new_grid):
+        return new_grid
+
+
+class StrangeLayer(kan.KANLayer):
+    def forward(self, x):
+        y, *rest = super().forward(x)
+        return y + 1e-3, *rest
+
+
+def _with(change):
+    net = network()
+    change(net)
+    return net
+
+
+LEFT = {
+    "another forward": (lambda: Doubled([2, 3, 1], auto_save=False), "its forward computes something else"),
+    "another layer": (
+        lambda: _with(lambda net: net.act_fun.__setitem__(1, StrangeLayer(5, 2))),
+        "act_fun.1: its forward computes something else",
+    ),
+    "another parameter": (
+        lambda: _with(lambda net: setattr(net.act_fun[0], "shift", nn.Parameter(torch.zeros(1)))),
+        r"act_fun.0: it holds \['coef', 'grid', 'mask', 'scale_base', 'scale_sp', 'shift'\]",
+    ),
+    "trained knots": (lambda: _with(lambda net: net.act_fun[0].grid.requires_grad_()), "act_fun.0: its grid is trained"),
+    "no degree": (lambda: _with(lambda net: delattr(net.act_fun[0], "k")), "act_fun.0: it has no k"),
+    "a wrong degree": (lambda: _with(lambda net: setattr(net.act_fun[0], "k", 2)), "act_fun.0: the shapes do not fit"),
+    "an older pykan's": (lambda: _with(lambda net: delattr(net, "input_id")), "it has no input_id"),
+    "a wrong depth": (lambda: _with(lambda net: setattr(net, "depth", 1)), "2 layers and 2 of formulas for a depth of 1"),
+}
+
+
+@pytest.mark.parametrize("which", LEFT)
+def test_look_alikes_are_left_alone(which, capsys):
+    make, reason = LEFT[which]
+    net = make()
+    kind = type(net)
+    kk.accelerate(net, verbose=True)
+    assert type(net) is kind
+    assert re.search(reason, capsys.readouterr().out)
+
+
+def test_a_users_override_stays_the_users():
+    net = kk.accelerate(OwnRefine([2, 3, 1], auto_save=False))
+    assert isinstance(net, OwnRefine)
+    assert net.refine(9) == 9
+
+
+def test_in_another_module_and_its_random_state():
+    net = nn.ModuleDict({"kan": network(), "head": nn.Linear(2, 2)})
+    states = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+    kk.accelerate(net)
+    assert is_fused(net["kan"])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (numpy.random.get_state()[1].tolist(), random.getstate()) == states[1:]
