@@ -153,6 +153,20 @@ def test_only_what_is_needed(needed):
         assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
 
 
+def test_opcheck():
+    case = Case(7, 3, 5, scaled=True)
+    t = make(case, torch.float64)
+    r = torch.ones(case.I, case.O, dtype=torch.float64)
+    moments = ops.basis_moments(t.x, t.grid, case.K, "silu")
+    edges = (moments, t.coef, t.scaler, t.base_weight, case.N)
+    torch.library.opcheck(ops.edge_l1, arguments(t, case))
+    torch.library.opcheck(ops.edge_l1_backward, (*arguments(t, case), r, True, True, False, True))
+    torch.library.opcheck(ops.basis_moments, (t.x, t.grid, case.K, "silu"))
+    torch.library.opcheck(ops.basis_moments_backward, (t.x, t.grid, case.K, "silu", torch.ones_like(moments)))
+    torch.library.opcheck(ops.edge_std, edges)
+    torch.library.opcheck(ops.edge_std_backward, (*edges, r, True, False, True, True))
+
+
 @pytest.mark.parametrize("outputs", [3, 33])
 def test_non_finite_inputs(instruction_set, outputs):
     """What is not finite spreads to the norms of its feature, and through no sign: as in the reference."""
