@@ -51,6 +51,7 @@ bench: $(EXTENSION)
 	$(BIN)/python bench/variants.py
 	$(BIN)/python bench/stages.py
 	$(BIN)/python bench/edges.py
+	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/table.py --write
 	$(BIN)/python bench/plot.py
 	$(BIN)/python -m pytest bench/operators.py

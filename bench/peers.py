@@ -1,6 +1,7 @@
-"""pykan's models before and after `accelerate`, at pykan's own examples: the whole of a fit, a grid update, the peak memory.
+"""The peers' models before and after `accelerate`: pykan's own examples, whole fits; efficient-kan's layers; peak memory.
 
-`make bench`, or `python bench/peers.py [--threads 2] [--rounds 5] [--out FILE]`. Needs pykan. Measurements are appended to
+efficient-kan is in no registry: its layer is tests/peer_layers.py, written after its description. `make bench`, or `python
+bench/peers.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. Needs pykan. Measurements are appended to
 bench/results/<date>-cpu-peers.jsonl, which table.py reads.
 """
 
@@ -9,6 +10,7 @@ import contextlib
 import io
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -17,15 +19,21 @@ from typing import Any
 
 import numpy
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import peer_layers
 from machine import describe
 from peak import peak_megabytes
 from records import RESULTS, Record, append
+from timing import alternate
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import kan_kernels as kk
 
 Job = Callable[[], object]
-PROVIDERS = ("pykan", "accelerated")
+PROVIDERS = ("peer", "accelerated")
 
 
 def network(provider: str, width: list[int], grid: int, seed: int = 0) -> Any:
@@ -114,15 +122,14 @@ def grid_update(provider: str) -> Job:
     return lambda: layer.update_grid_from_samples(x)
 
 
-# What is timed -> the job, and how often pykan's is: some take minutes.
-TIMED: dict[str, tuple[Callable[[str], Job], int]] = {
-    "hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5),
-    "the same, lamb = 0.01": (lambda provider: hello(provider, 0.01), 5),
-    "API_10 [4, 100, 100, 100, 1], Adam, a step": (wide, 2),
-    "Example_7, Poisson PINN [2, 2, 1], a step": (poisson, 3),
-    "grid update 64→64, 10 000 rows": (grid_update, 1),
+# Jobs of some seconds, each on a new network -> how to make one, how many of the peer's (some take long), steps in one.
+LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
+    "pykan, hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5, 1),
+    "pykan, hello world, lamb = 0.01, 20 steps": (lambda provider: hello(provider, 0.01), 5, 1),
+    "pykan, API_10 [4, 100, 100, 100, 1], Adam, lamb, a step": (wide, 2, 3),
+    "pykan, Example_7, Poisson PINN [2, 2, 1], L-BFGS, a step": (poisson, 3, 2),
+    "pykan, grid update of 64→64 on 10 000 rows": (grid_update, 1, 1),
 }
-STEPS_OF_JOB = {"API_10 [4, 100, 100, 100, 1], Adam, a step": 3, "Example_7, Poisson PINN [2, 2, 1], a step": 2}
 
 
 def seconds(job: Job) -> float:
@@ -132,20 +139,52 @@ def seconds(job: Job) -> float:
         return time.perf_counter() - start
 
 
-def timed(name: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each provider's job, in turn, each time on a new network."""
-    make, of_pykan = TIMED[name]
+def time_long(name: str, rounds: int) -> Iterable[Record]:
+    """Each provider's jobs in turn."""
+    make, of_peer, steps = LONG[name]
     taken: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
     seconds(make("accelerated"))  # imports and allocations are nobody's
     for number in range(rounds):
         for provider in PROVIDERS:
-            if provider == "accelerated" or number < of_pykan:
-                taken[provider].append(seconds(make(provider)) / STEPS_OF_JOB.get(name, 1))
-    return taken
+            if provider == "accelerated" or number < of_peer:
+                taken[provider].append(seconds(make(provider)) / steps)
+    for provider, times in taken.items():
+        best, middle = 1e3 * min(times), 1e3 * statistics.median(times)
+        yield {"provider": provider, "median_ms": middle, "min_ms": best, "samples": len(times)}
 
 
-# Two steps of `fit` with lamb and grid updates; rows of what pykan gets where it does not get as many.
-MEMORY = {f"memory [8, 16, 32, 16, 8, 1], G = 15, {rows} rows": rows for rows in (90, 2000, 100_000)}
+def step(provider: str, widths: list[int], rows: int) -> Job:
+    """Of efficient-kan's network with cross-entropy and Adam."""
+    net = peer_layers.KAN(widths)
+    if provider == "accelerated":
+        kk.accelerate(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    x, labels = torch.rand(rows, widths[0]) * 2 - 1, torch.randint(0, widths[-1], (rows,))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+# Steps of some milliseconds.
+SHORT: dict[str, tuple[list[int], int]] = {
+    "efficient-kan, [64, 64, 10], batch 64, Adam, a step": ([64, 64, 10], 64),
+    "efficient-kan, [784, 64, 10], batch 256, Adam, a step": ([784, 64, 10], 256),
+    "efficient-kan, [64, 64, 64], batch 4096, Adam, a step": ([64, 64, 64], 4096),
+}
+
+
+def time_short(name: str, rounds: int) -> Iterable[Record]:
+    calls = {provider: step(provider, *SHORT[name]) for provider in PROVIDERS}
+    for provider, timing in alternate(calls, 3 * rounds, budget=3.0).items():
+        yield {"provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min, "samples": timing.samples}
+
+
+# Two steps of `fit` with lamb and a grid update; pykan's own with few rows only.
+MEMORY = {f"pykan, [8, 16, 32, 16, 8, 1], G = 15, Adam, lamb, {rows} rows": rows for rows in (90, 2000, 100_000)}
 MOST_ROWS_OF_PYKAN = 2000
 
 
@@ -157,21 +196,17 @@ def two_steps(provider: str, rows: int) -> Job:
     return lambda: net.fit(data, opt="Adam", steps=2, lr=1e-3, lamb=1e-3)
 
 
-def measure(name: str, rounds: int, threads: int) -> Iterable[Record]:
-    common: Record = {"threads": threads, "dtype": "float32", "machine": describe()}
-    for provider, taken in timed(name, rounds).items():
-        record = {"case": name, "provider": provider, "median_ms": 1e3 * statistics.median(taken), "min_ms": 1e3 * min(taken)}
-        yield record | {"samples": len(taken)} | common
-
-
-def measure_memory(name: str, threads: int) -> Iterable[Record]:
-    common: Record = {"threads": threads, "dtype": "float32", "machine": describe()}
+def peaks(name: str, threads: int) -> Iterable[Record]:
     rows = MEMORY[name]
     for provider in PROVIDERS:
         if provider == "accelerated" or rows <= MOST_ROWS_OF_PYKAN:
-            peak = peak_megabytes(two_steps, (provider, 16), (provider, rows), threads)
-            if peak is not None:
-                yield {"case": name, "provider": provider, "peak_mb": peak} | common
+            yield {"provider": provider, "peak_mb": peak_megabytes(two_steps, (provider, 16), (provider, rows), threads)}
+
+
+def measure(name: str, rounds: int, threads: int) -> list[Record]:
+    found = peaks(name, threads) if name in MEMORY else (time_long if name in LONG else time_short)(name, rounds)
+    common = {"case": name, "threads": threads, "dtype": "float32", "machine": describe()}
+    return [common | record for record in found]
 
 
 def main() -> None:
@@ -186,9 +221,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # pykan writes where it runs
         os.mkdir("model")
-        for name in tqdm([name for name in (*TIMED, *MEMORY) if arguments.only in name]):
-            threads = arguments.threads
-            records = list(measure_memory(name, threads) if name in MEMORY else measure(name, arguments.rounds, threads))
+        for name in tqdm([name for name in (*LONG, *SHORT, *MEMORY) if arguments.only in name]):
+            records = measure(name, arguments.rounds, arguments.threads)
             append(out, records)
             told = ", ".join(f"{r['provider']} {r.get('median_ms', r.get('peak_mb')):.4g}" for r in records)
             tqdm.write(f"{name}: {told}")

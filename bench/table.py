@@ -114,6 +114,28 @@ def models(records: list[Record]) -> list[list[str]]:
     return table
 
 
+def peers(kind: str, unit: str) -> Callable[[list[Record]], list[list[str]]]:
+    """A row per job: the peer's `kind` of measurement before and after `accelerate`, and how many times less it is."""
+
+    def rows(records: list[Record]) -> list[list[str]]:
+        by_case: dict[str, dict[str, float]] = {}
+        for record in records:
+            if kind in record:
+                by_case.setdefault(record["case"], {})[record["provider"]] = record[kind]
+        table = [["", f"before, {unit}", f"accelerated, {unit}", "times less"]]
+        for name, found in by_case.items():
+            before, after = found.get("peer"), found["accelerated"]
+            cells = ["-", "-"] if before is None else [three_digits(before), f"{before / after:.1f}x"]
+            table.append([name, cells[0], three_digits(after), cells[1]])
+        return table
+
+    return rows
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def variants(records: list[Record]) -> list[list[str]]:
     """A row per comparison: the first variant's time and the others' ratios to it."""
     by_name: dict[str, list[Record]] = {}
@@ -192,6 +214,8 @@ def shape_of(record: Record) -> str:
 
 BLOCKS = (
     Block("bench", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
+    Block("peers", ROOT / "README.md", "cpu-peers", ("case", "provider"), peers("median_ms", "ms")),
+    Block("peers-memory", ROOT / "README.md", "cpu-peers", ("case", "provider"), peers("peak_mb", "MB")),
     Block("models", ROOT / "README.md", "cpu-models", ("case", "provider"), models),
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
