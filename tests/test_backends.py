@@ -12,7 +12,7 @@ from cases import Case, make
 from torch import nn
 
 import kan_kernels as kk
-from kan_kernels import ops, reference
+from kan_kernels import fallbacks, ops, reference
 
 PACKAGE = Path(kk.__file__).parent
 
@@ -48,7 +48,8 @@ def test_environment_chooses():
     assert "ValueError: instruction set: expected one of" in refused.stderr
 
 
-def test_info_as_a_module():
+def test_info_as_a_module(monkeypatch):
+    monkeypatch.setattr(fallbacks, "_seen", {})  # other tests' are not that process's
     shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels.info"], capture_output=True, text=True, cwd="/")
     assert shown.stdout.strip() == str(kk.info()).strip(), shown.stderr
 
