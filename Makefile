@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*) kan_kernels/schemas.txt setup.py pyproject.toml
 EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
 INTERPRET := OMP_NUM_THREADS=1 TRITON_INTERPRET=1
@@ -34,7 +34,7 @@ gpu:
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
 test-asan: $(EXTENSION)
 	KAN_KERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/asan --build-temp build/asan-temp
-	cp kan_kernels/*.py build/asan/kan_kernels/
+	cp -r kan_kernels/*.py kan_kernels/schemas.txt kan_kernels/interop kan_kernels/gpu build/asan/kan_kernels/
 	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=. \
 	  ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py -p no:cacheprovider -q $(ARGS)

@@ -6,6 +6,7 @@ KAN_KERNELS_SANITIZE=1 builds it under AddressSanitizer (`make test-asan`).
 
 import os
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
@@ -24,10 +25,15 @@ def extension() -> dict:
     if os.environ.get("KAN_KERNELS_SANITIZE", "0") == "1":
         compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
         link_args += ["-fsanitize=address,undefined"]
+    generated = Path("build/generated")
+    generated.mkdir(parents=True, exist_ok=True)
+    schemas = Path("kan_kernels/schemas.txt").read_text().splitlines()
+    (generated / "schemas.inc").write_text("".join(f'KAN_SCHEMA("{schema}")\n' for schema in schemas))
     module = CppExtension(
         "kan_kernels._C",
         sorted(glob("csrc/*.cpp")),
-        depends=glob("csrc/*.h") + glob("csrc/*.inl"),
+        depends=[*glob("csrc/*.h"), *glob("csrc/*.inl"), "kan_kernels/schemas.txt"],
+        include_dirs=[str(generated.resolve())],
         extra_compile_args={"cxx": compile_args},
         extra_link_args=link_args,
         py_limited_api=True,

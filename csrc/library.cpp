@@ -1,7 +1,14 @@
-// Registration. The schemas are defined in kan_kernels/ops.py, which a build without C++ needs too.
+// Definition and registration: all that a process without Python needs. The schemas are kan_kernels/schemas.txt's, which a build
+// without C++ needs too; setup.py makes a header of them.
 #include <torch/csrc/stable/library.h>
 
 #include "ops_cpu.h"
+
+STABLE_TORCH_LIBRARY(kan_kernels, m) {
+#define KAN_SCHEMA(schema) m.def(schema);
+#include "schemas.inc"
+#undef KAN_SCHEMA
+}
 
 STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("spline_forward", TORCH_BOX(&kan::spline_forward));

@@ -1,12 +1,15 @@
 """The operators' vmap rules: a batch of problems as one problem where the form allows it, else one call per problem.
 
 The form sums over rows n, features i and outputs o. A batch that only touches rows is more rows; one that only touches the
-outputs (coefficients, base weights, g) is more outputs. A batch of weights for batched rows, as in an ensemble of models on
-different data, has no such shape and is computed problem by problem.
+outputs (coefficients, base weights, g) is more outputs. Gradients of the coefficients sum
+over the rows: those of single samples are products of bases and g. A batch of weights for batched rows, as in an ensemble of
+models on different data, has no such shape and is computed problem by problem.
 """
 
 import torch
 from torch import Tensor
+
+from .reference import base_activation, basis
 
 
 def forward(operator, info, in_dims, arguments):
@@ -44,7 +47,28 @@ def backward_coef(operator, info, in_dims, arguments):
         outputs = _outputs(g, in_dims[2])
         split = [d.view(*d.shape[:-1], b, outputs) if need else d for d, need in zip(gradients, needed, strict=True)]
         return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
+    if in_dims[3] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
+        return _of_few_rows(b, in_dims, *arguments)
     return _one_by_one(operator, info, in_dims, arguments)
+
+
+def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
+    """Every problem's gradients as the product of its bases and its g: of few rows, bases are no larger than gradients.
+
+    Differentiable, as all of it is torch's.
+    """
+    rows, w_rows, g_rows = (_more_rows(t, dim, batch) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
+    of_problem = g_rows.view(batch, -1, g_rows.shape[1])
+
+    def summed(values: Tensor) -> Tensor:
+        if w_rows is not None:
+            values = values * w_rows.view(w_rows.shape + (1,) * (values.dim() - 2))
+        return torch.einsum("bn...,bno->b...o", values.view(batch, -1, *values.shape[1:]), of_problem)
+
+    none = x.new_empty(0)
+    coef = summed(basis(rows, grid, spline_order, derivative)) if need_coef else none
+    base = summed(base_activation(rows, activation, derivative)) if need_base else none
+    return (coef, base), (0 if need_coef else None, 0 if need_base else None)
 
 
 def _rows(t: Tensor, dim: int | None) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import fallbacks, ops, reference_norms
+from .autocast import autocast
 from .checks import check_choice, check_kan_linear
 from .functional import BaseActivation
 from .reference import spline_order
@@ -48,6 +49,7 @@ def edge_norms(
         phi = reference_norms.edge_values(x, coef, scaler, grid, base_weight, "silu")   # (N, I, O)
         norms = phi.abs().mean(0).t() if ord == "l1" else phi.std(0).t()
     """
+    x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
     check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
     check_choice("ord", ord, NORMS)
     rows = x.reshape(-1, x.shape[-1])

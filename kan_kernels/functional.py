@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fallbacks, ops, reference
+from .autocast import autocast
 from .autograd import spline_forward
 from .checks import check_kan_linear
 
@@ -37,7 +38,8 @@ def kan_linear(
         scaler: (I, O), dtype and device of x: every edge's factor, coef * scaler.unsqueeze(1) without the product in memory.
 
     Returns:
-        (..., O), dtype of x. Half types accumulate in float32.
+        (..., O), dtype of x. Half types accumulate in float32. Under `torch.autocast` x, coef, base_weight and scaler are
+        taken in its type first, as `F.linear` does; bases are evaluated and sums taken in float32.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -47,6 +49,7 @@ def kan_linear(
         bases = reference.basis(x, grid, degree=K)                      # (N, I, M), Cox-de Boor
         y = bases.flatten(1) @ coef.flatten(0, 1) + silu(x) @ base_weight
     """
+    x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
     check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
     fused = base_activation if isinstance(base_activation, str) else None

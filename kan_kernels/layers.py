@@ -290,7 +290,9 @@ class KANLinear(nn.Module):
         super()._save_to_state_dict(own, prefix, keep_vars)
         for ours, (theirs, to_theirs, _) in _LAYOUT.items():
             if prefix + ours in own:
-                destination[prefix + theirs] = own.pop(prefix + ours).permute(to_theirs)
+                value = own.pop(prefix + ours).permute(to_theirs)
+                # In efficient-kan's own strides, as safetensors insists; the parameters themselves where they are asked for.
+                destination[prefix + theirs] = value if keep_vars else value.contiguous()
         destination.update(own)
 
     def _load_from_state_dict(

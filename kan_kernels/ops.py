@@ -25,26 +25,8 @@ BACKENDS = ("auto", "cpp", "triton", "reference")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 MAX_DERIVATIVE = 30  # the C++ kernels' tables end there
 
-_library = torch.library.Library("kan_kernels", "DEF")
-_SCHEMAS = {
-    "spline_forward": "(Tensor x, Tensor? w, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation,"
-    " int derivative) -> Tensor",
-    "spline_backward_input": "(Tensor x, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight,"
-    " str activation, int derivative) -> Tensor",
-    "spline_backward_coef": "(Tensor x, Tensor? w, Tensor g, Tensor? coef, Tensor? scaler, Tensor grid, int spline_order,"
-    " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor)",
-    "spline_backward": "(Tensor x, Tensor? w, Tensor g, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight,"
-    " str activation, int derivative, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
-    "edge_l1": "(Tensor x, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation) -> Tensor",
-    "edge_l1_backward": "(Tensor x, Tensor coef, Tensor? scaler, Tensor grid, Tensor? base_weight, str activation, Tensor r,"
-    " bool need_input, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
-    "basis_moments": "(Tensor x, Tensor grid, int spline_order, str activation) -> Tensor",
-    "basis_moments_backward": "(Tensor x, Tensor grid, int spline_order, str activation, Tensor r) -> Tensor",
-    "edge_std": "(Tensor moments, Tensor coef, Tensor? scaler, Tensor? base_weight, int rows) -> Tensor",
-    "edge_std_backward": "(Tensor moments, Tensor coef, Tensor? scaler, Tensor? base_weight, int rows, Tensor r,"
-    " bool need_moments, bool need_coef, bool need_scaler, bool need_base) -> (Tensor, Tensor, Tensor, Tensor)",
-}
-
+# Name -> schema. The C++ library, which a process without this package can load too, defines them itself, from the same file.
+_SCHEMAS = {line.partition("(")[0]: line for line in (Path(__file__).parent / "schemas.txt").read_text().splitlines()}
 _PARAMETER_SIZED = ("edge_std", "edge_std_backward")  # without an axis of rows: on a GPU the reference is a few small launches
 
 
@@ -113,11 +95,14 @@ def _referred(name: str) -> Callable[..., Any]:
     return next(getattr(module, name) for module in (reference, reference_norms, reference_std) if hasattr(module, name))
 
 
-def _register() -> None:
+def _register() -> torch.library.Library:
+    library = torch.library.Library("kan_kernels", "DEF" if _cpp is None else "FRAGMENT")
     for name, schema in _SCHEMAS.items():
-        _library.define(name + schema)
-        _library.impl(name, _referred(name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"kan_kernels::{name}", _SHAPES[name], lib=_library)
+        if _cpp is None:
+            library.define(schema)
+        library.impl(name, _referred(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"kan_kernels::{name}", _SHAPES[name], lib=library)
+    return library
 
 
 # Under Triton's interpreter the kernels for the GPU compute on CPU tensors, in numpy: to be tested without one.
@@ -163,8 +148,8 @@ def _interpret(name: str, *arguments: Any) -> Any:
     return _launch(name, *arguments) if _backend == "triton" else _referred(name)(*arguments)
 
 
-_register()
 _cpp, cpp_missing = _load_cpp()
+_library = _register()
 triton_missing = _register_triton()
 
 spline_forward = torch.ops.kan_kernels.spline_forward.default

@@ -12,6 +12,7 @@ PACKAGE = Path(kk.__file__).parent
 FLOORS = {
     "reference": 0,
     "fallbacks": 0,
+    "autocast": 0,
     "checks": 1,
     "grid": 1,
     "reference_norms": 1,
