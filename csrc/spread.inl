@@ -95,7 +95,7 @@ class EdgeSpread {
 
   // spread = the standard deviation, 0 where it is only the rounding of the terms that cancel.
   void measure() {
-    const double eps = 0x1p-52, rows = double(p.N);
+    const double eps = 0x1p-52, rows = double(p.N), rounding = (8 + __builtin_sqrt(rows) / 2) * eps;
     for (int64_t o = 0; o < width; ++o) {
       double squares = 0, sizes = 0;
       for (int64_t r = 0; r < M + 2; ++r) {
@@ -105,7 +105,7 @@ class EdgeSpread {
       }
       const double variance = (squares - rows * mean[o] * mean[o]) / (rows - 1);
       const double of_mean = 16 * eps * at(c, M + 1)[o];
-      const bool vanishes = variance <= (K + 1) * 8 * eps / (rows - 1) * sizes + of_mean * of_mean;
+      const bool vanishes = variance <= (K + 1) * rounding / (rows - 1) * sizes + of_mean * of_mean;
       spread[o] = vanishes ? 0 : __builtin_sqrt(variance);
     }
   }

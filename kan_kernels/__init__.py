@@ -11,3 +11,12 @@ from .plotting import plot
 
 __all__ = ["KAN", "KANLinear", "accelerate", "edge_norms", "info", "kan_linear", "plot", "restore", "use_backend"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # torch.distributed takes its time to import.
+    if name == "parallel":
+        import importlib
+
+        return importlib.import_module(".parallel", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,8 @@ over the rows: those of single samples are products of bases and g. A batch of w
 models on different data, has no such shape and is computed problem by problem.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, deriva
 
     Differentiable, as all of it is torch's.
     """
-    rows, w_rows, g_rows = (_more_rows(t, dim, batch) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
+    rows, w_rows, g_rows = (cast(Any, _more_rows(t, dim, batch)) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
     of_problem = g_rows.view(batch, -1, g_rows.shape[1])
 
     def summed(values: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ _seen: dict[str, str] = {}
 
 
 def note(what: str, reason: str) -> None:
-    """Log and remember a fallback the first time it happens."""
-    if what not in _seen:
+    """Log and remember a fallback the first time it happens for this reason."""
+    if _seen.get(what) != reason:
         _seen[what] = reason
         _log.warning("kan_kernels: %s: %s", what, reason)
 

@@ -150,6 +150,11 @@ class KANLinear(nn.Module):
         """(O, I), a view of `scaler`; None without a standalone scale."""
         return self._theirs("scaler")
 
+    @property
+    def edge_mask(self) -> Tensor | None:
+        """(O, I), a view of `mask`; None if nothing was pruned."""
+        return self._theirs("mask")
+
     def _theirs(self, ours: str) -> Tensor | None:
         parameter = getattr(self, ours)
         return None if parameter is None else parameter.permute(_LAYOUT[ours][1])
@@ -157,14 +162,18 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
         scaler, base_coef = self.edge_factors()
-        return kan_linear(x, self.coef, self.grid, base_coef, base_activation=self.activation(), scaler=scaler)
+        coef, grid = local(self.coef), local(self.grid)
+        if coef.numel() == 0:  # this rank has no part of a sharded layer
+            empty = [t.sum() for t in (x[..., :0], coef, scaler, base_coef) if t is not None]
+            return x.new_zeros(*x.shape[:-1], coef.shape[2]) + torch.stack(empty).sum()
+        return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
 
     def edge_factors(self) -> tuple[Tensor | None, Tensor | None]:
-        """The scaler and base_coef with the mask on them."""
-        if self.mask is None:
-            return self.scaler, self.base_coef
-        scaler = self.mask if self.scaler is None else self.scaler * self.mask
-        return scaler, None if self.base_coef is None else self.base_coef * self.mask
+        """The scaler and base_coef with the mask on them; of a sharded layer, this rank's."""
+        scaler, base_coef, mask = local(self.scaler), local(self.base_coef), local(self.mask)
+        if mask is None:
+            return scaler, base_coef
+        return mask if scaler is None else scaler * mask, None if base_coef is None else base_coef * mask
 
     def activation(self) -> BaseActivation:
         """The base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
@@ -243,7 +252,7 @@ class KANLinear(nn.Module):
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
         scaler, base_coef = self.edge_factors()
         activation = self.activation()
-        return edge_norms(x, self.coef, self.grid, base_coef, ord, base_activation=activation, scaler=scaler)
+        return edge_norms(x, local(self.coef), local(self.grid), base_coef, ord, base_activation=activation, scaler=scaler)
 
     def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
         """(..., O, I): what every edge contributes on x to scores (..., O) of the outputs, by default ones.
@@ -327,7 +336,8 @@ class KANLinear(nn.Module):
         if prefix + "grid" in translated:
             grid = translated[prefix + "grid"]
             if tuple(grid.shape) == tuple(self.grid.shape):
-                check_grid(grid.to(self.grid.dtype), self.in_features, self.spline_order)
+                grid = local(grid).to(self.grid.dtype)
+                check_grid(grid, len(grid), self.spline_order)
         missing: list[str] = []
         errors: list[str] = []
         super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, errors)
@@ -336,6 +346,12 @@ class KANLinear(nn.Module):
             errors = [error.replace(f"{prefix}{ours}:", f"{prefix}{theirs} (as {ours}, permuted):") for error in errors]
         missing_keys.extend(missing)
         error_msgs.extend(errors)
+
+
+def local(tensor: Any) -> Any:
+    """A DTensor's part on this rank; any other tensor, or None, as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:

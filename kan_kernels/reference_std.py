@@ -69,7 +69,8 @@ def _measured(moments: Tensor, coef: Tensor, scaler: Tensor | None, base_weight:
     variance = ((C * P).sum(1) - rows * mean.square()) / (rows - 1)
     eps = torch.finfo(torch.float64).eps
     sizes = (moments[:, :, :1] * C * C).sum(1)  # of the terms that cancel
-    vanishes = variance <= (K + 1) * 8 * eps / (rows - 1) * sizes + (16 * eps * s) ** 2
+    rounding = (8 + rows**0.5 / 2) * eps  # of a sum of that many
+    vanishes = variance <= (K + 1) * rounding / (rows - 1) * sizes + (16 * eps * s) ** 2
     return _Measured(C, P, mean, variance.masked_fill(vanishes, 0.0).sqrt())
 
 

@@ -11,7 +11,7 @@ class KANLinear(nn.Module):
     """Dense bases times a matrix, and a linear layer of the activation."""
 
     def __init__(self, inputs, outputs, grid_size=5, spline_order=3, scaled=True, activation=nn.SiLU, seed=0):
-        super().__init__()
+        nn.Module.__init__(self)
         generator = torch.Generator().manual_seed(seed)
 
         def drawn(*shape):

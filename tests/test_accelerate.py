@@ -124,14 +124,19 @@ def test_a_grid_update_keeps_the_function(scaled):
         layer.update_grid(x, margin=-1)
 
 
-class Shifted(peer_layers.KANLinear):
-    def forward(self, x):
-        return super().forward(x) + 1e-4
+def changed(forward):
+    """The layer as somebody's file has it who changed its forward."""
+    methods = {name: value for name, value in vars(peer_layers.KANLinear).items() if name not in ("__dict__", "__weakref__")}
+    return type("Changed", (nn.Module,), methods | {"forward": forward})(3, 2)
 
 
-class Dropping(peer_layers.KANLinear):
+own_forward = peer_layers.KANLinear.forward
+
+
+class Overriding(peer_layers.KANLinear):
     def forward(self, x):
-        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x)
 
 
 class Biased(peer_layers.KANLinear):
@@ -140,14 +145,8 @@ class Biased(peer_layers.KANLinear):
         self.bias = nn.Parameter(torch.zeros(sizes[1]))
 
 
-class Failing(peer_layers.KANLinear):
-    def forward(self, x):
-        raise RuntimeError("out of order")
-
-
-class Wider(peer_layers.KANLinear):
-    def forward(self, x):
-        return torch.cat([super().forward(x)] * 2, -1)
+def failing(self, x):
+    raise RuntimeError("out of order")
 
 
 class FastKANLayer(nn.Module):
@@ -177,12 +176,30 @@ def renamed(**changes):
 
 
 LEFT = {
-    "a bias of 1e-4": (lambda: Shifted(3, 2), "its forward computes something else"),
-    "dropout": (lambda: Dropping(3, 2), "its forward computes something else"),
+    "a bias of 1e-4": (lambda: changed(lambda self, x: own_forward(self, x) + 1e-4), "its forward computes something else"),
+    "dropout": (
+        lambda: changed(lambda self, x: nn.functional.dropout(own_forward(self, x), 0.5, self.training)),
+        "its forward computes something else",
+    ),
+    "only in evaluation": (
+        lambda: changed(lambda self, x: own_forward(self, x) if self.training else own_forward(self, x).softmax(-1)),
+        "its forward computes something else",
+    ),
+    "a clamp": (lambda: changed(lambda self, x: own_forward(self, x.clamp(-50, 50))), "its forward computes something else"),
+    "no NaN": (lambda: changed(lambda self, x: own_forward(self, x.nan_to_num())), "its forward computes something else"),
     "another parameter": (lambda: Biased(3, 2), r"it holds \['base_weight', 'bias', 'grid', 'spline_weight'\]"),
-    "an error": (lambda: Failing(3, 2), "its forward cannot be compared: RuntimeError: out of order"),
-    "another shape": (lambda: Wider(3, 2), r"its forward gives shape \(11, 4\) where the fused one gives \(11, 2\)"),
-    "equal knots": (frozen_knots, "its own forward gives NaN"),
+    "an error": (lambda: changed(failing), "its forward cannot be compared: RuntimeError: out of order"),
+    "another shape": (
+        lambda: changed(lambda self, x: torch.cat([own_forward(self, x)] * 2, -1)),
+        r"its forward gives shape \(17, 4\) where the fused one gives \(17, 2\)",
+    ),
+    "more arguments": (
+        lambda: changed(lambda self, x, scale=1.0: own_forward(self, x) * scale),
+        r"its forward takes \(x, scale\), not \(x\)",
+    ),
+    "an overridden forward": (lambda: Overriding(3, 2), "Overriding overrides the forward of KANLinear"),
+    "a replaced forward": (lambda: renamed(forward=torch.sin), "its forward was replaced on the instance"),
+    "equal knots": (frozen_knots, "its own forward gives nothing to compare"),
     "a wrong degree": (lambda: renamed(spline_order=2), "the shapes do not fit"),
     "a missing scaler": (lambda: renamed(enable_standalone_scale_spline=False), "spline_scaler says otherwise"),
     "no grid_eps": (lambda: _without("grid_eps"), "it has no grid_eps"),
@@ -238,11 +255,33 @@ def test_a_users_override_stays_the_users():
 
 
 def test_probing_draws_no_random_numbers_and_calls_no_hooks():
-    layer = Dropping(3, 2)
-    layer.register_forward_hook(lambda *_: pytest.fail("the probe called a hook"))
+    layers = [changed(lambda self, x: nn.functional.dropout(own_forward(self, x), 0.5)), peer_layers.KANLinear(3, 2)]
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: pytest.fail("the probe called a hook"))
+        layer.base_activation.register_forward_pre_hook(lambda *_: pytest.fail("the probe called a hook"))
     state = torch.get_rng_state()
-    kk.accelerate(layer)
+    kk.accelerate(nn.ModuleList(layers))
     assert torch.equal(torch.get_rng_state(), state)
+    assert type(layers[1]) is not peer_layers.KANLinear
+
+
+def test_restore_leaves_what_another_has_exchanged_since():
+    layer = kk.accelerate(peer_layers.KANLinear(3, 2))
+    nn.utils.parametrizations.weight_norm(layer, "base_weight")
+    x = rows(3).float()
+    y = layer(x)
+    kk.restore(layer)
+    assert torch.equal(layer(x), y)
+    assert any(what.startswith("restore left a KANLinear") for what in kk.info().fallbacks)
+
+
+def test_two_reasons_are_two(caplog):
+    with caplog.at_level(logging.WARNING, "kan_kernels"):
+        for _ in range(2):
+            kk.accelerate(renamed(spline_order=2))
+        kk.accelerate(renamed(grid_size=2))
+        kk.accelerate(renamed(enable_standalone_scale_spline=False))
+    assert len(caplog.messages) == 3
 
 
 def test_nothing_to_accelerate(capsys):

@@ -370,10 +370,10 @@ def test_restore():
     assert type(ours) is kan.MultKAN
     assert all(type(layer) is kan.KANLayer for layer in ours.act_fun)
     assert all(a is b for a, b in zip(parameters, ours.parameters(), strict=True))
-    assert ours.acts is None
-    ours.get_act()
     theirs(x)
     assert_same_records(ours, theirs)
+    assert isinstance(ours.spline_postacts, list)
+    quietly(ours.auto_symbolic, lib=["x", "sin"], verbose=0)
 
 
 class Doubled(kan.MultKAN):
@@ -386,9 +386,15 @@ class OwnRefine(kan.MultKAN):
         return new_grid
 
 
-class StrangeLayer(kan.KANLayer):
+class StrangeLayer(nn.Module):
+    """pykan's with a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__.update(vars(kan.KANLayer(5, 2)))
+
     def forward(self, x):
-        y, *rest = super().forward(x)
+        y, *rest = kan.KANLayer.forward(self, x)
         return y + 1e-3, *rest
 
 
@@ -399,9 +405,9 @@ def _with(change):
 
 
 LEFT = {
-    "another forward": (lambda: Doubled([2, 3, 1], auto_save=False), "its forward computes something else"),
+    "an overridden forward": (lambda: Doubled([2, 3, 1], auto_save=False), "Doubled overrides the forward of MultKAN"),
     "another layer": (
-        lambda: _with(lambda net: net.act_fun.__setitem__(1, StrangeLayer(5, 2))),
+        lambda: _with(lambda net: net.act_fun.__setitem__(1, StrangeLayer())),
         "act_fun.1: its forward computes something else",
     ),
     "another parameter": (
@@ -430,6 +436,111 @@ def test_a_users_override_stays_the_users():
     net = kk.accelerate(OwnRefine([2, 3, 1], auto_save=False))
     assert isinstance(net, OwnRefine)
     assert net.refine(9) == 9
+
+
+def test_after_everything_that_leaves_scores():
+    """attribute, plot and prune leave tensors with a graph behind, which nothing copies."""
+    net = network()
+    net(inputs(net))
+    net.attribute()
+    net.node_attribute()
+    kk.accelerate(net)
+    assert is_fused(net)
+    quietly(net.auto_symbolic, lib=["x", "sin"], verbose=0)  # reads what the forward before has left
+
+
+def test_norms_read_without_gradients_have_them():
+    gradients = []
+    for net in pair():
+        y = net(inputs(net))
+        with torch.no_grad():
+            net.attribute()
+            assert len([scale.sum() for scale in net.acts_scale]) == 2
+        loss = y.square().mean()
+        for metric in ("edge_forward_spline_u", "edge_forward_spline_n"):
+            loss = loss + net.get_reg(metric, 1.0, 2.0, 0.0, 0.0)
+        gradients.append(torch.autograd.grad(loss, net.act_fun[0].coef))
+    assert_same(gradients[1][0], gradients[0][0], 1e-8)
+
+
+def test_mixed_precision():
+    """A float32 input of a float64 network."""
+    theirs, ours = pair()
+    x = inputs(ours).float()
+    assert_same(ours(x), theirs(x), 1e-6)
+    assert ours(x).dtype is torch.float64
+
+
+def test_hooks_on_layers():
+    calls = []
+    nets = pair()
+    for net in nets:
+        net.act_fun[0].register_forward_hook(lambda layer, args, out: calls.append([t.shape for t in out]))
+        net.act_fun[1].register_forward_hook(lambda layer, args, out: (2 * out[0], *out[1:]))
+    x = inputs(nets[0])
+    assert_same(nets[1](x), nets[0](x))
+    assert calls[0] == calls[1]
+    assert len(calls) == 2
+
+
+def test_modules_as_formulas():
+    """They get columns, (N, 1)."""
+    linear = nn.Linear(1, 1)
+    values = []
+    for net in pair():
+        net.fix_symbolic(0, 0, 0, linear, fit_params_bool=False, log_history=False)
+        values.append(net(inputs(net)))
+    assert_same(*values)
+
+
+def test_a_parent_of_another_degree():
+    values = []
+    for made in (lambda net: net, kk.accelerate):
+        parent, child = made(network((2, 3), k=3, grid=4)), made(network((2, 3), k=2, grid=10, seed=1))
+        x = torch.rand(300, 2) * 1.8 - 0.9
+        child.initialize_grid_from_another_model(parent, x)
+        values.append(child.act_fun[0].grid)
+    assert_same(*values)
+
+
+def test_a_trained_base_function_is_recorded():
+    values = []
+    for net in pair(lambda: network(base_fun=nn.PReLU())):
+        net(inputs(net)).sum().backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.1
+        values.append(net.spline_postacts[0])
+    assert_same(values[1], values[0])
+
+
+def test_what_there_is_nothing_of():
+    losses = []
+    for net in pair():
+        net.save_act = False
+        net(inputs(net))
+        losses.append(net.get_reg("edge_forward_spline_n", 1.0, 2.0, 0.0, 0.0))
+    assert losses[0] == losses[1] == 0
+
+
+def test_layers_that_are_put_in():
+    theirs, ours = pair()
+    for net in (theirs, ours):
+        net.act_fun[1] = net.act_fun[1].get_subset([0, 1, 2, 3, 4], [0, 1])
+    x = inputs(ours)
+    assert_same(ours(x), theirs(x))
+    ours.act_fun[1] = theirs.act_fun[1]
+    assert_same(ours(x), theirs(x))
+
+
+def test_bad_inputs():
+    net = kk.accelerate(network())
+    with pytest.raises(ValueError, match=r"x: expected at least 3 inputs, got shape \(5, 2\)"):
+        net(torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"x: expected two dimensions \(N, I\), got shape \(3,\)"):
+        net(torch.zeros(3))
+    chosen = quietly(net.prune_input, active_inputs=[0, -1])
+    assert chosen(torch.zeros(5, 3)).shape == (5, 2)
 
 
 def test_in_another_module_and_its_random_state():

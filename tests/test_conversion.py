@@ -148,6 +148,10 @@ def changed_inputs():
 REFUSED_OF_PYKAN = {
     "formulas": (lambda: symbolic(network()), "layer 0 has symbolic edges, the first of input 0 and output 1"),
     "products": (lambda: network((3, [2, 2], 2)), r"layer 0 has multiplication nodes \(6 sums for 4 nodes\)"),
+    "trained affines": (
+        lambda: network(affine_trainable=True),
+        "node_bias_0 is trained .*, which a KAN has not",
+    ),
     "biases": (lambda: affine(network()), "node_bias_0 is not 0 everywhere"),
     "scales": (lambda: _scaled(network()), "subnode_scale_1 is not 1 everywhere"),
     "inputs": (changed_inputs, r"its input_id \[0, 2\] chooses among inputs"),
@@ -176,7 +180,7 @@ def _scaled(net):
 def test_what_cannot_be_carried_is_refused(which, as_state):
     make, message = REFUSED_OF_PYKAN[which]
     source = make()
-    only_models_tell = which in ("inputs", "a function", "another module")
+    only_models_tell = which in ("inputs", "a function", "another module", "trained affines")
     if as_state and (only_models_tell or not isinstance(source, nn.Module)):
         source = {"weight": torch.zeros(2)}
         message = REFUSED_OF_PYKAN["other keys"][1]

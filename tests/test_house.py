@@ -28,6 +28,7 @@ FLOORS = {
     "diagnostics": 6,
     "layers": 7,
     "interop": 8,
+    "parallel": 8,
     "pruning": 8,
     "network": 9,
     "plotting": 10,

@@ -52,8 +52,9 @@ def accelerate(model: nn.Module, verbose: bool = False) -> nn.Module:
     few inputs, in float64. What looks like a KAN layer and is none of these stays as it is; why is logged once, and `info()`
     lists it.
 
-    Two things change beyond the speed: efficient-kan's `update_grid` keeps the function, where its own changes it, and after
-    pykan's grid update a constant feature keeps its spline.
+    What changes beyond the speed: efficient-kan's `update_grid` keeps the function, where its own changes it; and pykan's
+    `update_grid` and `refine` keep the function where the data do not determine it, as for a constant feature, where its own
+    least-squares fits of least norm do not.
 
     Args:
         model: any module.
@@ -102,8 +103,9 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     for module in list(model.modules()):
-        if isinstance(module, Fused):
-            unfuse(module)
+        if isinstance(module, Fused) and not unfuse(module):
+            reason = f"its class was exchanged again since, for {type(module).__name__}"
+            fallbacks.note(f"restore left a {module.peer.__name__}", reason)
     return model
 
 

@@ -38,6 +38,7 @@ class EdgeRecord:
     base_weight: Tensor | None
     scaler: Tensor
     base_activation: BaseActivation
+    with_graph: bool  # whether the forward's numbers can be differentiated, whenever they are computed
     symbolic: SymbolicEdges | None = None
 
     def output(self) -> Tensor:
@@ -50,22 +51,30 @@ class EdgeRecord:
     @cached_property
     def input_range(self) -> Tensor:
         """(I,): pykan's range of every input, its standard deviation plus 0.1."""
-        return self.x.std(0) + 0.1
+        with torch.set_grad_enabled(self.with_graph):
+            return self.x.std(0) + 0.1
+
+    @cached_property
+    def spline_scale(self) -> Tensor:
+        """(O, I): pykan's `acts_scale_spline`."""
+        with torch.set_grad_enabled(self.with_graph):
+            return self.spline_std / self.input_range
 
     @cached_property
     def spline_std(self) -> Tensor:
         """(O, I): the standard deviation of every edge's spline and base."""
         if self.x.shape[0] < 2:  # of no rows but the mean
             return self.x.new_full((self.coef.shape[2], self.coef.shape[0]), float("nan"))
-        return edge_norms(
-            self.x,
-            self.coef,
-            self.grid,
-            self.base_weight,
-            "std",
-            base_activation=self.base_activation,
-            scaler=self.scaler,
-        )
+        with torch.set_grad_enabled(self.with_graph):
+            return edge_norms(
+                self.x,
+                self.coef,
+                self.grid,
+                self.base_weight,
+                "std",
+                base_activation=self.base_activation,
+                scaler=self.scaler,
+            )
 
     @cached_property
     def std(self) -> Tensor:
@@ -73,8 +82,9 @@ class EdgeRecord:
         if self.symbolic is None:
             return self.spline_std
         inputs, outputs = self.symbolic.inputs, self.symbolic.outputs
-        values = self.symbolic.values + self._spline_values_of(inputs, outputs)
-        return self.spline_std.index_put((outputs, inputs), values.std(0))
+        with torch.set_grad_enabled(self.with_graph):
+            values = self.symbolic.values + self._spline_values_of(inputs, outputs)
+            return self.spline_std.index_put((outputs, inputs), values.std(0))
 
     def _spline_values_of(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(N, E) of E edges, which mostly have none: they are masked where there is a formula."""

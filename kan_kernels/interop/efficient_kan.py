@@ -13,8 +13,8 @@ from ..grid import data_knots
 from ..layers import KANLinear
 from ..projection import transfer_matrix
 from ..reference import spline_order
-from .fused import Fused, fused_class
-from .probe import disagreement, probe_inputs
+from .fused import Fused, fused_class, objection_to_forward
+from .probe import disagreement, extreme_inputs, probe_inputs
 
 KIND = "efficient-kan's KANLinear"
 _PARAMETERS = {"base_weight", "spline_weight"}
@@ -80,7 +80,10 @@ def objection_to_layer(module: nn.Module) -> str:
     K, G = layer.spline_order, layer.grid_size
     if layer.grid.shape != (I, G + 2 * K + 1) or M != G + K or layer.base_weight.shape != (O, I):
         return f"the shapes do not fit: spline_weight {(O, I, M)}, grid {tuple(layer.grid.shape)}, K = {K}, G = {G}"
-    x = probe_inputs(layer.grid)
+    objection = objection_to_forward(module, ("x",))
+    if objection:
+        return objection
+    x = torch.cat([probe_inputs(layer.grid), extreme_inputs(I, layer.grid)])
     fused = cast(Any, fused_class(FusedKANLinear, type(module)))
     return disagreement(module, (), lambda twin: [type(module).forward(twin, x)], lambda twin: [fused.forward(twin, x)])
 

@@ -4,6 +4,7 @@ So parameters, `state_dict` keys, hooks, optimizers and other references to the 
 undone by giving the class back.
 """
 
+import inspect
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -32,11 +33,28 @@ def fuse(module: nn.Module, mixin: type[Fused]) -> None:
     module.__class__ = fused_class(mixin, type(module))
 
 
-def unfuse(module: nn.Module) -> None:
-    """Give a fused module its own class back."""
+def unfuse(module: nn.Module) -> bool:
+    """Give a fused module its own class back; False where another has exchanged its class since, as parametrizations do."""
     fused = cast(Any, module)
+    if type(module) is not fused_class(fused.mixin, fused.peer):
+        return False
     fused.forget()
     fused.__class__ = fused.peer
+    return True
+
+
+def objection_to_forward(module: nn.Module, parameters: tuple[str, ...]) -> str:
+    """Why the module's forward is not its peer's, before it is called; "" if nothing speaks against it.
+
+    One that a subclass overrides would be lost: agreement on a few inputs does not tell what else it does.
+    """
+    definers = [base.__name__ for base in type(module).__mro__ if "forward" in vars(base) and base is not nn.Module]
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if len(definers) != 1:
+        return f"{definers[0]} overrides the forward of {definers[1]}" if definers else "it has no forward"
+    found = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    return "" if found == parameters else f"its forward takes ({', '.join(found)}), not ({', '.join(parameters)})"
 
 
 def fused_class(mixin: type[Fused], peer: type[nn.Module]) -> type[nn.Module]:

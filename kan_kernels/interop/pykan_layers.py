@@ -1,5 +1,6 @@
 """pykan 0.2.8's `KANLayer` made fast in place: what its network needs of it, and its grids."""
 
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -10,8 +11,8 @@ from ..functional import BaseActivation, base_activation_of
 from ..grid import data_knots, extended, refined_knots
 from ..projection import transfer_matrix
 from .edge_record import EdgeRecord
-from .fused import Fused
-from .probe import disagreement, probe_inputs
+from .fused import Fused, fuse, objection_to_forward
+from .probe import disagreement, extreme_inputs, probe_inputs
 
 PARAMETERS = {"grid", "coef", "mask", "scale_base", "scale_sp"}
 
@@ -22,17 +23,27 @@ class FusedKANLayer(Fused):
     Called by itself it is pykan's, with every edge's values; a `FusedMultKAN` calls `record` instead.
     """
 
-    replaced: ClassVar[tuple[str, ...]] = ("update_grid_from_samples", "initialize_grid_from_parent")
+    replaced: ClassVar[tuple[str, ...]] = ("update_grid_from_samples", "initialize_grid_from_parent", "get_subset")
 
     def record(self, x: Tensor, keep: bool) -> EdgeRecord:
         """The layer on x (N, I), to be computed at once, or also when its parameters are others (`keep`)."""
         layer = cast(Any, self)
         coef, grid = layer.coef.transpose(1, 2), layer.grid.detach()
+        activation = base_activation(layer.base_fun)
         if keep:
             coef, grid = coef.clone(memory_format=torch.contiguous_format), grid.clone()
-        activation = base_activation(layer.base_fun)
+            activation = _kept(activation)
+        if torch.promote_types(x.dtype, coef.dtype) is coef.dtype:
+            x = x.to(coef.dtype)  # as in pykan's products
         base_weight = None if activation is None else layer.mask * layer.scale_base
-        return EdgeRecord(x, coef, grid, base_weight, layer.mask * layer.scale_sp, activation)
+        return EdgeRecord(x, coef, grid, base_weight, layer.mask * layer.scale_sp, activation, torch.is_grad_enabled())
+
+    def get_subset(self, in_id: Any, out_id: Any) -> nn.Module:
+        """pykan's, and the layer it returns is fused."""
+        subset = super().get_subset(in_id, out_id)  # type: ignore[misc]
+        if not isinstance(subset, Fused):
+            fuse(subset, FusedKANLayer)
+        return subset
 
     @torch.no_grad()
     def update_grid_from_samples(self, x: Tensor, mode: str = "sample") -> None:
@@ -54,7 +65,8 @@ class FusedKANLayer(Fused):
         """The parent's knots interpolated, and its splines refitted on x (N, I), or for mode "grid" on the knots of 2G."""
         layer, old = cast(Any, self), cast(Any, parent)
         if layer.k != old.k:
-            raise ValueError(f"parent: expected splines of degree {layer.k}, got {old.k}")
+            super().initialize_grid_from_parent(parent, x, mode)  # type: ignore[misc]
+            return
         K, G = layer.k, layer.num
         inner = refined_knots(old.grid.double(), K, G)[:, K : K + G + 1]
         knots = extended(inner, K, (inner[:, -1] - inner[:, 0]) / G, layer.grid.dtype)
@@ -78,6 +90,18 @@ def base_activation(base_fun: Any) -> BaseActivation:
     return None if not bool(base_fun(probe).any()) else base_fun
 
 
+def _kept(activation: BaseActivation) -> BaseActivation:
+    """An activation that stays what it is when its parameters are trained further."""
+    if not isinstance(activation, nn.Module):
+        return activation
+    kept = {name: parameter.clone() for name, parameter in activation.named_parameters()}
+    return partial(_called, activation, kept) if kept else activation
+
+
+def _called(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    return torch.func.functional_call(module, parameters, (x,))
+
+
 def objection_to_layer(layer: nn.Module) -> str:
     """Why it is not pykan 0.2.8's layer after all, "" if it is."""
     own = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
@@ -92,7 +116,10 @@ def objection_to_layer(layer: nn.Module) -> str:
         return f"the shapes do not fit: coef {tuple(it.coef.shape)}, grid {tuple(it.grid.shape)}, k = {it.k}"
     if it.grid.requires_grad:
         return "its grid is trained"
-    x = probe_inputs(it.grid)
+    objection = objection_to_forward(layer, ("x",))
+    if objection:
+        return objection
+    x = torch.cat([probe_inputs(it.grid), extreme_inputs(I, it.grid)])
     return disagreement(
         layer,
         (),

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from .. import fallbacks
 from ..regularization import bits_loss
 from . import pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
-from .fused import Fused, definer, fuse, unfuse
-from .probe import disagreement, probe_inputs
+from .fused import Fused, definer, fuse, objection_to_forward, unfuse
+from .probe import disagreement, extreme_inputs, probe_inputs
 
 KIND = "pykan's MultKAN"
 # What a forward leaves behind: of every layer with `save_act`, else of none.
@@ -64,23 +65,25 @@ class FusedMultKAN(Fused):
     def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
         """x (N, I) -> (N, O); singularity_avoiding, y_th: of the formulas, where edges have them."""
         net = cast(Any, self)
-        x = x.index_select(1, net.input_id.to(x.device, torch.int64))
+        x = _chosen(x, net.input_id)
         net.cache_data = x
         net.acts = [x]
         records, affine = [], []
         for l, layer in enumerate(net.act_fun):
-            record = layer.record(x, net.save_act)
+            record = pykan_layers.FusedKANLayer.record(layer, x, net.save_act)
             if net.symbolic_enabled:
                 record = replace(record, symbolic=_symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th))
             if net.save_act:
                 records.append(record)
                 affine.append((net.subnode_bias[l].detach().clone(), net.subnode_scale[l].detach().clone()))
+            hooked = _hooked_output(layer, record)
+            y = record.output() if hooked is None else hooked
             bias, scale = net.subnode_bias[l], net.subnode_scale[l]
             if net.width[l + 1][1] == 0:  # both transforms at once: they are of the size of the data
                 bias, scale = net.node_bias[l] + net.node_scale[l] * bias, net.node_scale[l] * scale
-                x = torch.addcmul(bias, scale, record.output())
+                x = torch.addcmul(bias, scale, y)
             else:
-                y = torch.addcmul(bias, scale, record.output())
+                y = torch.addcmul(bias, scale, y)
                 y = _multiplied(y, net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
                 x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
             net.acts.append(x.detach())
@@ -109,6 +112,8 @@ class FusedMultKAN(Fused):
         if lamb_coef != 0 or lamb_coefdiff != 0 or reg_metric not in _METRICS:
             return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
         norms = getattr(self, _METRICS[reg_metric])
+        if len(norms) == 0:
+            return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
         return torch.stack([bits_loss(of_layer, lamb_l1, lamb_entropy) for of_layer in norms]).sum()
 
     def initialize_grid_from_another_model(self, model: nn.Module, x: Tensor) -> None:
@@ -197,13 +202,13 @@ class FusedMultKAN(Fused):
         return fuse_network(super().loadckpt(path))  # type: ignore[misc]
 
     def forget(self) -> None:
-        """pykan's methods run a forward where `acts` is None."""
+        """What was to be computed when it is read is computed, as pykan has it."""
         for layer in cast(Any, self).act_fun:
             if isinstance(layer, Fused):
                 unfuse(cast(nn.Module, layer))
-        cast(Any, self).acts = None
         for name in _RECORDS:
-            setattr(self, name, [])
+            if isinstance(getattr(self, name, None), OnDemand):
+                setattr(self, name, list(getattr(self, name)))
 
 
 def fuse_network(net: Any) -> Any:
@@ -213,7 +218,6 @@ def fuse_network(net: Any) -> Any:
             fuse(layer, pykan_layers.FusedKANLayer)
     if not isinstance(net, Fused):
         fuse(net, FusedMultKAN)
-        net.acts = None
     return net
 
 
@@ -237,13 +241,18 @@ def objection_to_network(net: nn.Module) -> str:
         objection = pykan_layers.objection_to_layer(layer)
         if objection:
             return f"act_fun.{l}: {objection}"
+    objection = objection_to_forward(net, ("x", "singularity_avoiding", "y_th"))
+    if objection:
+        return objection
     first = probe_inputs(it.act_fun[0].grid)
-    x = first.new_zeros(len(first), int(it.input_id.max()) + 1)
+    x, extremes = (first.new_zeros(rows, int(it.input_id.max()) + 1) for rows in (len(first), 6))
     x[:, it.input_id.long()] = first
+    extremes[:] = extreme_inputs(extremes.shape[1], first)
 
     def forward(cls: Any, twin: Any) -> list[Tensor]:
         twin.save_act = True
-        return [cls.forward(twin, x), *twin.acts, *twin.acts_scale_spline, *twin.edge_actscale]
+        found = [cls.forward(twin, x), *twin.acts, *twin.acts_scale_spline, *twin.edge_actscale]
+        return [*found, cls.forward(twin, extremes)]
 
     def fused(twin: Any) -> list[Tensor]:
         for layer in twin.act_fun:
@@ -263,7 +272,7 @@ def _scale(record: EdgeRecord) -> Tensor:
 
 
 def _spline_scale(record: EdgeRecord) -> Tensor:
-    return record.spline_std / record.input_range
+    return record.spline_scale
 
 
 def _std(record: EdgeRecord) -> Tensor:
@@ -280,6 +289,27 @@ def _transformed_output(record: EdgeRecord, bias: Tensor, scale: Tensor) -> Tens
     return torch.addcmul(bias, scale, record.output())
 
 
+def _chosen(x: Tensor, ids: Tensor) -> Tensor:
+    """Columns `ids` of x (N, inputs), counted from the end where they are negative."""
+    if x.dim() != 2:
+        raise ValueError(f"x: expected two dimensions (N, I), got shape {tuple(x.shape)}")
+    ids = ids.to(x.device, torch.int64)
+    try:
+        return x.index_select(1, torch.where(ids < 0, ids + x.shape[1], ids))
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"x: expected at least {int(ids.max()) + 1} inputs, got shape {tuple(x.shape)}") from error
+
+
+def _hooked_output(layer: nn.Module, record: EdgeRecord) -> Tensor | None:
+    """The output of a layer that has hooks, which want what pykan's forward takes and gives; None where it has none."""
+    if not (layer._forward_hooks or layer._forward_pre_hooks):
+        return None
+    if not torch.compiler.is_compiling():
+        fallbacks.note("a KANLayer with hooks computes every edge's values", "its hooks may read them")
+    y = layer(record.x)[0]
+    return y if record.symbolic is None else record.symbolic.added_to(y)
+
+
 def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: float) -> SymbolicEdges | None:
     """The edges of a `Symbolic_KANLayer` that a mask (O, I) other than 0 lets count."""
     outputs, inputs = layer.mask.detach().nonzero(as_tuple=True)
@@ -289,14 +319,14 @@ def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: flo
     values = []
     for e, (o, i) in enumerate(zip(outputs.tolist(), inputs.tolist(), strict=True)):
         a, b, c, d = affine[e].unbind()
-        inner = a * x[:, i] + b
+        inner = a * x[:, i : i + 1] + b
         value = (
             layer.funs_avoid_singularity[o][i](inner, torch.tensor(y_th))[1]
             if singularity_avoiding
             else layer.funs[o][i](inner)
         )
         values.append(mask[e] * (c * value + d))
-    return SymbolicEdges(inputs, outputs, torch.stack(values, dim=1))
+    return SymbolicEdges(inputs, outputs, torch.cat(values, dim=1))
 
 
 def _multiplied(y: Tensor, width: Any, arity: Any) -> Tensor:

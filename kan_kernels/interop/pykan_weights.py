@@ -56,6 +56,11 @@ def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] 
             raise ValueError(
                 f"source: its input_id {chosen.tolist()} chooses among inputs, which a KAN does not: choose them before it"
             )
+        for name, parameter in source.named_parameters():
+            if name.startswith(tuple(_NODES)) and parameter.requires_grad:
+                raise ValueError(
+                    f"source: {name} is trained (affine_trainable), which a KAN has not; requires_grad_(False) freezes it"
+                )
         return source.state_dict(), list(cast(Any, source).act_fun)
     if not isinstance(source, Mapping):
         raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")

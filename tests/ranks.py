@@ -1,0 +1,194 @@
+"""What several processes compute together, each check a function of every rank; run by test_parallel.py.
+
+Whole models are made from one seed on every rank, and compared with the same model in one process.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import kan_kernels as kk
+from kan_kernels.parallel import ColwiseKAN, RowwiseKAN
+
+ROWS = 12
+
+
+def mixed(seed=0):
+    """KAN and linear layers, sizes that do not divide, a mask."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        kk.KANLinear(3, 9), kk.KANLinear(9, 8), nn.Linear(8, 8), nn.Linear(8, 8), kk.KANLinear(8, 5), kk.KANLinear(5, 2)
+    ).double()
+    net[0].mask = (torch.rand(3, 9) < 0.8).double()
+    net[1].mask = (torch.rand(9, 8) < 0.8).double()
+    return net
+
+
+def data(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS, 3, generator=generator, dtype=torch.float64), torch.randn(ROWS, 2, generator=generator).double()
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(full(ours), full(theirs), rtol=1e-10, atol=1e-10)
+
+
+def assert_same_parameters(ours, theirs, gradients=True):
+    for (name, value), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert_same(value.detach(), expected.detach())
+        if gradients:
+            assert value.grad is not None, name
+            assert_same(value.grad, expected.grad)
+
+
+PLANS = {
+    "colwise": {"0": ColwiseKAN(output_layouts=Replicate())},
+    "rowwise": {"1": RowwiseKAN(input_layouts=Replicate())},
+    "pairs, mixed with linear layers": {
+        "0": ColwiseKAN(),
+        "1": RowwiseKAN(),
+        "2": ColwiseParallel(),
+        "3": RowwiseParallel(),
+        "4": ColwiseKAN(),
+        "5": RowwiseKAN(),
+    },
+    "KAN before linear": {"1": ColwiseKAN(), "2": RowwiseParallel(), "3": ColwiseParallel(), "4": RowwiseKAN()},
+    "DTensors between": {
+        "0": ColwiseKAN(use_local_output=False),
+        "1": RowwiseKAN(use_local_output=False, output_layouts=Shard(0)),
+        "2": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()),
+    },
+}
+
+
+def tensor_parallel(plan):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    x, _ = data()
+    alone, net = mixed(), parallelize_module(mixed(), mesh, PLANS[plan])
+    results = []
+    for model in (alone, net):
+        points = x.clone().requires_grad_()
+        y = model(points)
+        y.sin().sum().backward()
+        results.append((y.detach(), points.grad))
+    for value, expected in zip(results[1], results[0], strict=True):
+        assert_same(value, expected)
+    assert_same_parameters(net, alone)
+    if plan == "colwise":
+        parts = alone[0].edge_norms(x).chunk(dist.get_world_size())
+        assert len(parts[0]) < 9
+        if dist.get_rank() < len(parts):  # three parts of 9 outputs for four ranks
+            assert_same(net[0].edge_norms(x), parts[dist.get_rank()])
+
+
+def train(model, x, labels, steps=4):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - labels).square().mean().backward()
+        optimizer.step()
+
+
+def own_part(tensor):
+    return tensor.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def data_parallel():
+    x, labels = data()
+    alone, net = mixed(), DistributedDataParallel(mixed())
+    train(alone, x, labels)
+    train(net, own_part(x), own_part(labels))
+    assert_same_parameters(net.module, alone, gradients=False)
+
+
+def fully_sharded():
+    x, labels = data()
+    alone, net = mixed(), mixed()
+    for layer in net:
+        fully_shard(layer)
+    fully_shard(net)
+    train(alone, x, labels)
+    train(net, own_part(x), own_part(labels))
+    assert_same_parameters(net, alone, gradients=False)
+
+
+def tensor_parallel_training():
+    x, labels = data()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    alone = mixed()
+    net = parallelize_module(mixed(), mesh, PLANS["pairs, mixed with linear layers"])
+    train(alone, x, labels)
+    train(net, x, labels)
+    assert_same_parameters(net, alone, gradients=False)
+
+
+def checkpoint(folder):
+    """Saved by all ranks; one process reads it in test_parallel.py. And read back here, sharded."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    sharded = mixed(seed=3)
+    for layer in sharded:
+        fully_shard(layer)
+    tensor_parallel = parallelize_module(mixed(seed=3), mesh, PLANS["pairs, mixed with linear layers"])
+    for name, net in (("fsdp", sharded), ("tp", tensor_parallel)):
+        dcp.save(get_model_state_dict(net), checkpoint_id=str(Path(folder) / name))
+        other = mixed(seed=4)
+        if name == "fsdp":
+            for layer in other:
+                fully_shard(layer)
+        else:
+            other = parallelize_module(other, mesh, PLANS["pairs, mixed with linear layers"])
+        state = get_model_state_dict(other)
+        dcp.load(state, checkpoint_id=str(Path(folder) / name))
+        other.load_state_dict(state)
+        assert_same_parameters(other, net, gradients=False)
+
+
+def wrong_module():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for style in (ColwiseKAN(), RowwiseKAN()):
+        with pytest.raises(TypeError, match=f"module: expected a KANLinear for {type(style).__name__}, got Linear"):
+            parallelize_module(nn.Linear(2, 2), mesh, style)
+
+
+CHECKS = {f"tensor parallel, {plan}": lambda folder, plan=plan: tensor_parallel(plan) for plan in PLANS} | {
+    "tensor parallel, training": lambda folder: tensor_parallel_training(),
+    "DDP": lambda folder: data_parallel(),
+    "FSDP2": lambda folder: fully_sharded(),
+    "checkpoint": checkpoint,
+    "wrong module": lambda folder: wrong_module(),
+}
+
+
+def main(folder):
+    """One file per check, empty where it holds on this rank."""
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for name, check in CHECKS.items():
+        try:
+            check(folder)
+            told = ""
+        except Exception:
+            told = traceback.format_exc()
+        (Path(folder) / f"{name}.{dist.get_rank()}").write_text(told)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

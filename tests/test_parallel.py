@@ -1,0 +1,52 @@
+"""DDP, FSDP2, tensor parallelism and distributed checkpoints on 2 and 4 processes: as one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+ranks = pytest.importorskip("ranks", reason="torch was built without torch.distributed")
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def told(request, tmp_path_factory):
+    """The folder in which every rank of one run of all checks wrote how they went; the number of ranks."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    command = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(request.param),
+        str(TESTS / "ranks.py"),
+        str(folder),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, cwd=TESTS, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder, request.param
+
+
+@pytest.mark.parametrize("check", ranks.CHECKS)
+def test_every_rank(told, check):
+    folder, count = told
+    for rank in range(count):
+        assert (folder / f"{check}.{rank}").read_text() == ""
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "tp"])
+def test_one_process_reads_what_several_saved(told, kind):
+    folder, _ = told
+    net = ranks.mixed(seed=5)
+    state = net.state_dict()
+    dcp.load(state, checkpoint_id=str(folder / kind), no_dist=True)
+    net.load_state_dict(state)
+    for value, expected in zip(net.state_dict().values(), ranks.mixed(seed=3).state_dict().values(), strict=True):
+        assert torch.equal(value, expected)
