@@ -111,24 +111,27 @@ class KANLinear(nn.Module):
         self.base_coef = None if base_activation is None else empty(in_features, out_features)
         self.coef = empty(in_features, bases, out_features)
         self.scaler = empty(in_features, out_features) if self.enable_standalone_scale_spline else None
-        knots = uniform_knots(grid_size, spline_order, low, high).to(device=device, dtype=dtype)
-        grid = knots.expand(in_features, -1).contiguous()
-        check_grid(grid, in_features, spline_order)
-        self.register_buffer("grid", grid)
+        self.register_buffer("grid", torch.empty(in_features, bases + spline_order + 1, device=device, dtype=dtype))
         self.register_buffer("mask", None)
         self.reset_parameters()
+        check_grid(self.grid, in_features, spline_order)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the parameters as efficient-kan does, in its order: base_weight, the splines' noise, spline_scaler."""
+        """Draw the parameters as efficient-kan does, in its order: base_weight, the splines' noise, spline_scaler.
+
+        The knots are equidistant over `grid_range` again, which `to_empty` after building on the meta device needs.
+        """
+        knots = uniform_knots(self.grid_size, self.spline_order, *self.grid_range)
+        self.grid.copy_(knots)
         if self.base_coef is not None:
             _kaiming_uniform(self.base_coef, self.scale_base)
         points = (self.grid_size + 1, self.in_features, self.out_features)
         noise = torch.rand(points, device=self.coef.device, dtype=self.coef.dtype)
         noise = (noise - 0.5) * (self.scale_noise / self.grid_size)
-        fit = interpolation_matrix(
-            uniform_knots(self.grid_size, self.spline_order, *self.grid_range), self.grid_size, self.spline_order
-        ).to(device=noise.device, dtype=torch.float32 if noise.dtype.itemsize == 2 else noise.dtype)
+        fit = interpolation_matrix(knots, self.grid_size, self.spline_order).to(
+            device=noise.device, dtype=torch.float32 if noise.dtype.itemsize == 2 else noise.dtype
+        )
         self.coef.copy_(torch.einsum("mg,gio->imo", fit, noise.to(fit.dtype)))
         if self.scaler is None:
             self.coef.mul_(self.scale_spline)

@@ -1,0 +1,98 @@
+"""Compiled, exported, packaged: torch.compile, torch.export, AOTInductor, ONNX give the layer's values."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.export import Dim
+
+import kan_kernels as kk
+
+ROWS = (1, 7, 63, 129)
+LIBRARY = next(iter(sorted(Path(kk.__file__).parent.glob("_C*.so"))), None)
+
+
+@pytest.fixture
+def net():
+    torch.use_deterministic_algorithms(False)
+    torch.manual_seed(0)
+    return kk.KAN([3, 5, 2])
+
+
+@pytest.fixture
+def exported(net):
+    return torch.export.export(net, (torch.randn(7, 3),), dynamic_shapes=({0: Dim("rows")},), strict=True)
+
+
+def inputs(rows):
+    return 1.5 * torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows))
+
+
+def test_one_graph_for_all_batch_sizes(net):
+    """fullgraph, inductor: no break, no second compilation; training through it gives the eager gradients."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (7, 33, 64, 129, 8):
+        x = inputs(rows).requires_grad_()
+        leaves = [x, *net.parameters()]
+        for value, expected in zip(
+            [compiled(x), *torch.autograd.grad(compiled(x).sin().sum(), leaves)],
+            [net(x), *torch.autograd.grad(net(x).sin().sum(), leaves)],
+            strict=True,
+        ):
+            torch.testing.assert_close(value, expected)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(net, strict):
+    program = torch.export.export(net, (inputs(7),), dynamic_shapes=({0: Dim("rows")},), strict=strict)
+    assert torch.ops.kan_kernels.spline_forward.default in {
+        node.target for module in program.graph_module.modules() for node in module.graph.nodes
+    }
+    for rows in ROWS:
+        torch.testing.assert_close(program.module()(inputs(rows)), net(inputs(rows)))
+
+
+ALONE = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])  # all that is needed: it defines the operators too
+model = torch._inductor.aoti_load_package(sys.argv[2])
+for x, y in torch.load(sys.argv[3]):
+    torch.testing.assert_close(model(x), y)
+assert not any(name.startswith("kan_kernels") for name in sys.modules)
+print("agreed")
+"""
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="built without C++: the operators are then Python's")
+@pytest.mark.filterwarnings("ignore")
+def test_a_package_runs_without_this_one(net, exported, tmp_path):
+    """AOTInductor's, in a process that has the C++ library and no Python of ours."""
+    package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
+    with torch.no_grad():
+        torch.save([(inputs(rows), net(inputs(rows))) for rows in ROWS], tmp_path / "values.pt")
+    command = [sys.executable, "-I", "-c", ALONE, str(LIBRARY), package, str(tmp_path / "values.pt")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.stdout == "agreed\n", run.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("base", [torch.nn.SiLU, torch.nn.Identity, torch.nn.Tanh, None])
+def test_onnx(tmp_path, base):
+    """Standard operators, from the reference."""
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    net = kk.KAN([3, 5, 2], base_activation=base)
+    with kk.use_backend("reference"):
+        program = torch.onnx.export(net, (inputs(7),), dynamo=True, dynamic_shapes=({0: Dim("rows")},), verbose=False)
+    program.save(tmp_path / "net.onnx")
+    assert {node.domain for node in onnx.load(tmp_path / "net.onnx").graph.node} == {""}
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    for rows in ROWS:
+        (y,) = session.run(None, {session.get_inputs()[0].name: inputs(rows).numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), net(inputs(rows)), rtol=0, atol=1e-5)
