@@ -10,7 +10,7 @@ EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
 INTERPRET := OMP_NUM_THREADS=1 TRITON_INTERPRET=1
 
-.PHONY: demo test test-gpu-code test-asan lint bench gpu clean
+.PHONY: demo test test-gpu-code test-asan lint docs bench gpu clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -44,6 +44,10 @@ lint: $(EXTENSION)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python bench/table.py --check
+
+# The API and a page per task, in build/docs; warnings are errors.
+docs: $(EXTENSION)
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 
 bench: $(EXTENSION)
 	$(BIN)/python bench/run.py $(ARGS)

@@ -32,7 +32,7 @@ def edge_norms(
         coef: (I, M, O).
         grid: (I, G+2K+1).
         base_weight: (I, O), or None.
-        ord: "l1", the mean of |phi| (the KAN paper's eq. 2.17); or "std", the unbiased standard deviation of phi (pykan's
+        ord: "l1", the mean of `|phi|` (the KAN paper's eq. 2.17); or "std", the unbiased standard deviation of phi (pykan's
             `edge_actscale`), from second moments in float64. A std that is only rounding, some 1e-7 of
             the coefficients', is 0, as are its gradients.
         base_activation, scaler: as in `kan_linear`.

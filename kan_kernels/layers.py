@@ -39,7 +39,7 @@ class KANLinear(nn.Module):
         grid_size: G >= 1, intervals over `grid_range`.
         spline_order: K >= 0, the degree of the splines.
         scale_noise: width of the uniform noise that the initial splines pass through, over grid_size.
-        scale_base, scale_spline: the `a / sqrt(5)` of the initial kaiming_uniform_ of base_weight and spline_scaler: 1 gives
+        scale_base, scale_spline: the `a / sqrt(5)` of the initial `kaiming_uniform_` of base_weight and spline_scaler: 1 gives
             +-1/sqrt(I), a larger scale smaller weights. Without the scaler, scale_spline multiplies spline_weight.
         enable_standalone_scale_spline: give every edge's spline a trainable factor, `spline_scaler`.
         base_activation: b, a module or its class. SiLU and Identity are fused, None leaves the base out, any other module

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The Python of the README and of the documentation runs as it stands."""
 
 import re
 import sys
@@ -7,15 +7,17 @@ from pathlib import Path
 import peer_layers
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.filterwarnings("ignore")  # pykan's
-def test_readme_examples_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where pykan writes
     monkeypatch.setitem(sys.modules, "efficient_kan", peer_layers)  # it is in no registry
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) >= 2
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert snippets or page.stem in ("index", "api", "backend", "scale-out")
     namespace: dict = {}
     for snippet in snippets:
         exec(snippet, namespace)
