@@ -27,11 +27,11 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
     if grid.dtype is not x.dtype and torch.promote_types(grid.dtype, x.dtype) is not grid.dtype:
         raise TypeError(f"grid: expected the dtype of x, {x.dtype}, or a wider one, got {grid.dtype}")
     if x.shape[-1] != features:
-        raise ValueError(f"x: expected {features} features in the last dimension, as coef has, got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected {features} features in the last dimension, as coef has, got shape {shape_of(x)}")
     if grid.shape[0] != features:
-        raise ValueError(f"grid: expected {features} rows, one per feature of coef, got shape {tuple(grid.shape)}")
+        raise ValueError(f"grid: expected {features} rows, one per feature of coef, got shape {shape_of(grid)}")
     if features < 1 or outputs < 1:
-        raise ValueError(f"coef: expected at least one feature and one output, got shape {tuple(coef.shape)}")
+        raise ValueError(f"coef: expected at least one feature and one output, got shape {shape_of(coef)}")
     order = spline_order(bases, grid.shape[1])
     if order < 0 or bases - order < 1:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
             check_floating(name, value)
             _check_like(name, value, x)
             if value.shape != (features, outputs):
-                raise ValueError(f"{name}: expected shape (I, O) = ({features}, {outputs}), got {tuple(value.shape)}")
+                raise ValueError(f"{name}: expected shape (I, O) = ({features}, {outputs}), got {shape_of(value)}")
     if isinstance(base_activation, str):
         if base_activation not in FUSED_ACTIVATIONS:
             raise ValueError(f"base_activation: expected one of {FUSED_ACTIVATIONS} or a callable, got {base_activation!r}")
@@ -53,6 +53,11 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
         )
     elif base_activation is None and base_weight is not None:
         raise ValueError("base_weight: expected None without a base_activation, got a tensor")
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """For messages. A range makes a number of what is a symbol to a compiler, whose messages have no symbols."""
+    return tuple(len(range(size)) for size in tensor.shape)
 
 
 def check_floating(name: str, value: Any) -> None:
@@ -68,7 +73,7 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
     check_floating("grid", grid)
     _check_rank("grid", grid, 2)
     if grid.shape[0] != features:
-        raise ValueError(f"grid: expected {features} rows, one per feature, got shape {tuple(grid.shape)}")
+        raise ValueError(f"grid: expected {features} rows, one per feature, got shape {shape_of(grid)}")
     if grid.shape[1] < 2 * spline_order + 2:
         raise ValueError(
             f"grid: expected at least 2K+2 = {2 * spline_order + 2} knots for degree {spline_order}, got {grid.shape[1]}"
@@ -88,10 +93,10 @@ def check_rows(x: Any, features: int, smallest: int) -> Tensor:
     """x (..., features), floating and finite, as at least `smallest` rows (N, features)."""
     check_floating("x", x)
     if x.dim() < 1 or x.shape[-1] != features:
-        raise ValueError(f"x: expected {features} features in the last dimension, got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected {features} features in the last dimension, got shape {shape_of(x)}")
     rows = x.reshape(-1, features)
     if rows.shape[0] < smallest:
-        raise ValueError(f"x: expected at least {smallest} rows, got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected at least {smallest} rows, got shape {shape_of(x)}")
     if not bool(rows.isfinite().all()):
         raise ValueError("x: expected finite inputs, got a NaN or an infinity")
     return rows
@@ -121,7 +126,7 @@ def check_number(name: str, value: Any, low: float = -float("inf"), high: float 
 
 def _check_rank(name: str, value: Tensor, rank: int) -> None:
     if value.dim() != rank:
-        raise ValueError(f"{name}: expected {rank} dimensions {_SIZE_NAMES[name]}, got shape {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected {rank} dimensions {_SIZE_NAMES[name]}, got shape {shape_of(value)}")
 
 
 def _check_like(name: str, value: Tensor, x: Tensor) -> None:

@@ -6,8 +6,8 @@ from torch.autograd import Function
 
 from . import fallbacks, ops, reference_norms
 from .autocast import autocast
-from .checks import check_choice, check_kan_linear
-from .functional import BaseActivation
+from .checks import check_choice
+from .functional import BaseActivation, refused
 from .reference import spline_order
 
 NORMS = ("l1", "std")
@@ -50,7 +50,9 @@ def edge_norms(
         norms = phi.abs().mean(0).t() if ord == "l1" else phi.std(0).t()
     """
     x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
+    refusal = refused(x, coef, grid, base_weight, base_activation, scaler)
+    if refusal is not None:
+        return refusal
     check_choice("ord", ord, NORMS)
     rows = x.reshape(-1, x.shape[-1])
     least = 1 if ord == "l1" else 2

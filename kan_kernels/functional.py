@@ -1,6 +1,7 @@
 """`kan_linear`: the layer as a function."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from . import fallbacks, ops, reference
 from .autocast import autocast
 from .autograd import spline_forward
 from .checks import check_kan_linear
+from .refusal import refuse
 
 BaseActivation = str | Callable[[Tensor], Tensor] | None
 
@@ -50,7 +52,9 @@ def kan_linear(
         y = bases.flatten(1) @ coef.flatten(0, 1) + silu(x) @ base_weight
     """
     x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
+    refusal = refused(x, coef, grid, base_weight, base_activation, scaler)
+    if refusal is not None:
+        return refusal
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
@@ -70,3 +74,15 @@ def base_activation_of(module: nn.Module | None) -> BaseActivation:
     """A base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
     kind = type(module)
     return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else module
+
+
+def refused(x: Tensor, *others: Any) -> Tensor | None:
+    """Check the arguments of `kan_linear`; what to return for bad ones while a compiler traces, who raises then."""
+    if not torch.compiler.is_dynamo_compiling():
+        check_kan_linear(x, *others)
+        return None
+    try:
+        check_kan_linear(x, *others)
+    except (TypeError, ValueError) as error:
+        return refuse(x, error)
+    return None

@@ -91,13 +91,13 @@ class KAN(nn.Module):
 
         Args:
             x: None for efficient-kan's stand-in, of the weights alone: the mean `|spline_weight|` of every edge, summed, and
-                the entropy of these means' shares; an edge that is exactly zero adds nothing, where efficient-kan gives NaN. Or
-                the net's inputs (..., I), for norms of the edges' functions on them. A number is taken for efficient-kan's
-                first argument, and what follows for its second.
+                the entropy of these means' shares; an edge that is exactly zero adds nothing, where efficient-kan gives NaN.
+                Or the net's inputs (..., I), for norms of the edges' functions on them. A number is taken for
+                efficient-kan's first argument, and what follows for its second.
             regularize_activation, regularize_entropy: factors of the sum and of the entropy, 1 unless given.
             metric: of the norms on x. "l1": the paper's, eq. 2.17 to 2.20: the sum of the mean `|phi|` and the entropy of
-                their shares. pykan's, with its entropy in bits over rows and columns, by its names: "edge_forward_spline_n", std of
-                phi over that of its input plus 0.1; "edge_forward_spline_u", std of phi; "edge_backward", scores of
+                their shares. pykan's, with its entropy in bits over rows and columns, by its names: "edge_forward_spline_n",
+                std of phi over that of its input plus 0.1; "edge_forward_spline_u", std of phi; "edge_backward", scores of
                 `attribute`.
 
         Raises:

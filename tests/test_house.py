@@ -13,6 +13,7 @@ FLOORS = {
     "reference": 0,
     "fallbacks": 0,
     "autocast": 0,
+    "refusal": 0,
     "checks": 1,
     "grid": 1,
     "reference_norms": 1,

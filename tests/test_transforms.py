@@ -179,3 +179,30 @@ def test_forward_mode_without_gradients(t):
             plain = kk.kan_linear(t.x.detach().requires_grad_(), t.coef, t.grid, t.base_weight)
         assert not plain.requires_grad
         assert torch.equal(plain, recorded)
+
+
+BAD = {
+    "features": (lambda: torch.zeros(4, 2).double(), ValueError, r"x: expected 3 features in the last .*got shape \(4, 2\)"),
+    "integers": (lambda: torch.zeros(4, 3).long(), TypeError, "x: expected a floating-point dtype .* got torch.int64"),
+    "another dtype": (lambda: torch.zeros(4, 3), TypeError, "coef: expected the dtype of x, torch.float32, got torch.float64"),
+}
+WAYS = {
+    "compile": lambda net, x: torch.compile(net, backend="aot_eager")(x),
+    "compile, fullgraph": lambda net, x: torch.compile(net, backend="aot_eager", fullgraph=True)(x),
+    "compile, dynamic": lambda net, x: torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)(x),
+    "vmap": lambda net, x: vmap(net)(x.expand(2, *x.shape)),
+    "jacrev": lambda net, x: jacrev(lambda y: net(x))(torch.zeros(3)),
+    "export": lambda net, x: torch.export.export(net, (x,), strict=True),
+    "export, not strict": lambda net, x: torch.export.export(net, (x,), strict=False),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bad", BAD)
+def test_errors_keep_their_types_and_messages(net, way, bad):
+    make, error, message = BAD[bad]
+    torch.compiler.reset()
+    with pytest.raises(error, match=message):
+        net(make())
+    with pytest.raises(error, match=message):
+        WAYS[way](net, make())
