@@ -11,6 +11,7 @@ html_theme = "furo"
 html_title = f"kan_kernels {version}"
 myst_heading_anchors = 3
 default_role = "code"  # a word in single backticks, as the docstrings have it
+smartquotes = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True

@@ -183,7 +183,7 @@ class KAN(nn.Module):
 
         Raises:
             ImportError: pykan is not installed.
-            ValueError: a layer is no `KANLinear`, their base activations differ, or spline_order is 0.
+            ValueError: a layer is no `KANLinear`, their base activations differ or have parameters, or spline_order is 0.
         """
         return pykan_weights.multkan(list(self.layers))
 

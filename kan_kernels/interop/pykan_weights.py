@@ -150,6 +150,8 @@ def multkan(layers: Sequence[nn.Module]) -> nn.Module:
     activations = {repr(layer.base_activation) for layer in ours}
     if len(activations) > 1:
         raise ValueError(f"base_activation: expected the same in every layer, as in pykan, got {sorted(activations)}")
+    if any(True for layer in ours if layer.base_activation is not None for _ in layer.base_activation.parameters()):
+        raise ValueError(f"base_activation: expected one without parameters, which pykan shares, got {activations.pop()}")
     if any(layer.spline_order < 1 for layer in ours):
         raise ValueError("spline_order: expected at least 1, which is pykan's smallest, got 0")
     first = ours[0]
