@@ -65,9 +65,8 @@ class FusedMultKAN(Fused):
     def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
         """x (N, I) -> (N, O); singularity_avoiding, y_th: of the formulas, where edges have them."""
         net = cast(Any, self)
-        x = _chosen(x, net.input_id)
-        net.cache_data = x
-        net.acts = [x]
+        x = chosen = _chosen(x, net.input_id)
+        acts = [x]
         records, affine = [], []
         for l, layer in enumerate(net.act_fun):
             record = pykan_layers.FusedKANLayer.record(layer, x, net.save_act)
@@ -86,22 +85,30 @@ class FusedMultKAN(Fused):
                 y = torch.addcmul(bias, scale, y)
                 y = _multiplied(y, net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
                 x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
-            net.acts.append(x.detach())
-        self._keep(records, affine)
+            acts.append(x.detach())
+        self._keep(chosen, acts, records, affine)
         return x
 
-    def _keep(self, records: list[EdgeRecord], affine: list[tuple[Tensor, Tensor]]) -> None:
+    def _keep(self, x: Tensor, acts: list[Tensor], records: list[EdgeRecord], affine: list[tuple[Tensor, Tensor]]) -> None:
         """What pykan's methods read of a forward, in its shapes."""
-        net = cast(Any, self)
-        net.spline_preacts = [record.inputs() for record in records]
-        net.spline_postsplines = OnDemand([record.splines for record in records])
-        net.spline_postacts = OnDemand([record.values for record in records])
-        net.acts_scale = OnDemand([partial(_scale, record) for record in records])
-        net.acts_scale_spline = OnDemand([partial(_spline_scale, record) for record in records])
-        net.edge_actscale = OnDemand([partial(_std, record) for record in records])
-        net.subnode_actscale = OnDemand([partial(_output_std, record) for record in records])
         transformed = zip(records, affine, strict=True)
-        net.acts_premult = OnDemand([partial(_transformed_output, record, *of_layer) for record, of_layer in transformed])
+        kept = {
+            "cache_data": x,
+            "acts": acts,
+            "spline_preacts": [record.inputs() for record in records],
+            "spline_postsplines": OnDemand([record.splines for record in records]),
+            "spline_postacts": OnDemand([record.values for record in records]),
+            "acts_scale": OnDemand([partial(_scale, record) for record in records]),
+            "acts_scale_spline": OnDemand([partial(_spline_scale, record) for record in records]),
+            "edge_actscale": OnDemand([partial(_std, record) for record in records]),
+            "subnode_actscale": OnDemand([partial(_output_std, record) for record in records]),
+            "acts_premult": OnDemand([partial(_transformed_output, record, *of_layer) for record, of_layer in transformed]),
+        }
+        if torch.compiler.is_compiling():
+            for name, value in kept.items():
+                setattr(self, name, value)
+        else:
+            vars(self).update(kept)  # a module's setattr takes a quarter of a small network's forward
 
     def get_params(self) -> list[nn.Parameter]:
         """What `fit` trains. pykan's has the frozen parameters too, to which its L-BFGS adds zeros, one by one."""
