@@ -10,8 +10,20 @@ _CAST = (torch.float32, torch.bfloat16, torch.float16)  # as torch, never float6
 
 def autocast(x: Any, *others: Any) -> tuple[Any, ...]:
     """x and the other operands in the type of the autocast region of x's device; as they are outside of one."""
-    device = x.device.type if isinstance(x, Tensor) else ""
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+    dtype = _region(x)
+    if dtype is None:
         return (x, *others)
-    dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in _CAST else t for t in (x, *others))
+
+
+def autocast_knots(x: Any, grid: Any) -> Any:
+    """Knots stay as accurate as they are; those of the other half type become float32."""
+    dtype = _region(x)
+    if dtype is None or not isinstance(grid, Tensor) or grid.dtype not in _CAST[1:] or grid.dtype is dtype:
+        return grid
+    return grid.float()
+
+
+def _region(x: Any) -> torch.dtype | None:
+    device = x.device.type if isinstance(x, Tensor) else ""
+    return torch.get_autocast_dtype(device) if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else None

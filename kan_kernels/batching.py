@@ -49,7 +49,7 @@ def backward_coef(operator, info, in_dims, arguments):
         outputs = _outputs(g, in_dims[2])
         split = [d.view(*d.shape[:-1], b, outputs) if need else d for d, need in zip(gradients, needed, strict=True)]
         return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
-    if in_dims[3] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
+    if b > 0 and in_dims[3] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
         return _of_few_rows(b, in_dims, *arguments)
     return _one_by_one(operator, info, in_dims, arguments)
 
@@ -60,15 +60,16 @@ def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, deriva
     Differentiable, as all of it is torch's.
     """
     rows, w_rows, g_rows = (cast(Any, _more_rows(t, dim, batch)) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
-    of_problem = g_rows.view(batch, -1, g_rows.shape[1])
+    wide = torch.promote_types(x.dtype, torch.float32)  # as the kernels evaluate and sum
+    rows, of_problem = rows.to(wide), g_rows.to(wide).view(batch, -1, g_rows.shape[1])
 
     def summed(values: Tensor) -> Tensor:
         if w_rows is not None:
             values = values * w_rows.view(w_rows.shape + (1,) * (values.dim() - 2))
-        return torch.einsum("bn...,bno->b...o", values.view(batch, -1, *values.shape[1:]), of_problem)
+        return torch.einsum("bn...,bno->b...o", values.view(batch, -1, *values.shape[1:]), of_problem).to(x.dtype)
 
     none = x.new_empty(0)
-    coef = summed(basis(rows, grid, spline_order, derivative)) if need_coef else none
+    coef = summed(basis(rows, grid.to(wide), spline_order, derivative)) if need_coef else none
     base = summed(base_activation(rows, activation, derivative)) if need_base else none
     return (coef, base), (0 if need_coef else None, 0 if need_base else None)
 

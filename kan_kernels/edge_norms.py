@@ -1,13 +1,16 @@
 """`edge_norms`: how much every edge's function matters on a batch, without a tensor of every edge's values."""
 
+import math
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from . import fallbacks, ops, reference_norms
-from .autocast import autocast
-from .checks import check_choice
-from .functional import BaseActivation, refused
+from .autocast import autocast, autocast_knots
+from .checks import check_choice, check_kan_linear, shape_of
+from .functional import BaseActivation, refused, traced_under_functorch
 from .reference import spline_order
 
 NORMS = ("l1", "std")
@@ -49,15 +52,12 @@ def edge_norms(
         phi = reference_norms.edge_values(x, coef, scaler, grid, base_weight, "silu")   # (N, I, O)
         norms = phi.abs().mean(0).t() if ord == "l1" else phi.std(0).t()
     """
+    grid = autocast_knots(x, grid)
     x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    refusal = refused(x, coef, grid, base_weight, base_activation, scaler)
+    refusal = refused(_check, x, coef, grid, base_weight, base_activation, scaler, ord)
     if refusal is not None:
         return refusal
-    check_choice("ord", ord, NORMS)
     rows = x.reshape(-1, x.shape[-1])
-    least = 1 if ord == "l1" else 2
-    if rows.shape[0] < least:
-        raise ValueError(f"x: expected at least {least} rows for ord {ord!r}, got shape {tuple(x.shape)}")
     grid = grid.detach()
     if base_weight is not None and callable(base_activation):
         if not torch.compiler.is_compiling():
@@ -65,10 +65,18 @@ def edge_norms(
             fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
         return _dense_norms(edge_values(rows, coef, grid, base_weight, base_activation, scaler), ord).t()
     activation = base_activation if isinstance(base_activation, str) else "silu"
-    if ops.uses_reference(x):
+    if ops.uses_reference(x) or traced_under_functorch():
         return _dense_norms(edge_values(rows, coef, grid, base_weight, activation, scaler), ord).t()
     edges = (rows, coef, scaler, grid, base_weight, activation)
     return (EdgeL1.apply(*edges) if ord == "l1" else EdgeStd.apply(*edges)[0]).t()
+
+
+def _check(x, coef, grid, base_weight, base_activation, scaler, ord):
+    check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
+    check_choice("ord", ord, NORMS)
+    least = 1 if ord == "l1" else 2
+    if math.prod(x.shape[:-1]) < least:
+        raise ValueError(f"x: expected at least {least} rows for ord {ord!r}, got shape {shape_of(x)}")
 
 
 def edge_values(
@@ -134,9 +142,11 @@ class EdgeStd(Function):
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
             _note_second_derivative()
-            std = reference_norms.edge_values(x, coef, scaler, grid, base_weight, ctx.activation).std(0)
-            pairs = zip((x, coef, scaler, grid, base_weight), needs, strict=True)
-            found = iter(torch.autograd.grad(std, [t for t, need in pairs if need], r, create_graph=True))
+            # Of aliases: a tensor that is two of the arguments has two gradients.
+            aliases: list[Any] = [None if t is None else t.view_as(t) for t in (x, coef, scaler, grid, base_weight)]
+            std = cast(Any, reference_norms.edge_values)(*aliases, ctx.activation).std(0)
+            wanted = [t for t, need in zip(aliases, needs, strict=True) if need]
+            found = iter(torch.autograd.grad(std, wanted, r, create_graph=True))
             return *(next(found) if need else None for need in needs), None
         edges = (moments, coef, scaler, base_weight, x.shape[0])
         needed = (needs[0], needs[1], needs[2], needs[4])

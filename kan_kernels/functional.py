@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fallbacks, ops, reference
-from .autocast import autocast
+from .autocast import autocast, autocast_knots
 from .autograd import spline_forward
 from .checks import check_kan_linear
 from .refusal import refuse
@@ -51,14 +51,15 @@ def kan_linear(
         bases = reference.basis(x, grid, degree=K)                      # (N, I, M), Cox-de Boor
         y = bases.flatten(1) @ coef.flatten(0, 1) + silu(x) @ base_weight
     """
+    grid = autocast_knots(x, grid)
     x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    refusal = refused(x, coef, grid, base_weight, base_activation, scaler)
+    refusal = refused(check_kan_linear, x, coef, grid, base_weight, base_activation, scaler)
     if refusal is not None:
         return refusal
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
-    if ops.uses_reference(x):
+    if ops.uses_reference(x) or traced_under_functorch():
         y = reference.kan_linear(rows, coef, grid.detach(), fused_weight, fused or "silu", scaler)
     else:
         y = spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
@@ -76,13 +77,18 @@ def base_activation_of(module: nn.Module | None) -> BaseActivation:
     return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else module
 
 
-def refused(x: Tensor, *others: Any) -> Tensor | None:
-    """Check the arguments of `kan_linear`; what to return for bad ones while a compiler traces, who raises then."""
+def refused(check: Callable[..., None], x: Tensor, *others: Any) -> Tensor | None:
+    """Check arguments; what to return for bad ones while a compiler traces, who raises then."""
     if not torch.compiler.is_dynamo_compiling():
-        check_kan_linear(x, *others)
+        check(x, *others)
         return None
     try:
-        check_kan_linear(x, *others)
+        check(x, *others)
     except (TypeError, ValueError) as error:
         return refuse(x, error)
     return None
+
+
+def traced_under_functorch() -> bool:
+    """Whether a compiler traces a transform of torch.func, in which it ignores what a Function's backward says."""
+    return torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()

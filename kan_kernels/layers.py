@@ -3,11 +3,12 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .autocast import autocast
 from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size
 from .edge_norms import edge_norms
 from .functional import BaseActivation, base_activation_of, kan_linear
@@ -167,7 +168,8 @@ class KANLinear(nn.Module):
         scaler, base_coef = self.edge_factors()
         coef, grid = local(self.coef), local(self.grid)
         if coef.numel() == 0:  # this rank has no part of a sharded layer
-            empty = [t.sum() for t in (x[..., :0], coef, scaler, base_coef) if t is not None]
+            x, *rest = autocast(x, coef, scaler, base_coef)
+            empty = [t.sum() for t in (x[..., :0], *rest) if t is not None]
             return x.new_zeros(*x.shape[:-1], coef.shape[2]) + torch.stack(empty).sum()
         return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
 
@@ -176,6 +178,7 @@ class KANLinear(nn.Module):
         scaler, base_coef, mask = local(self.scaler), local(self.base_coef), local(self.mask)
         if mask is None:
             return scaler, base_coef
+        mask = mask.to(self.coef.dtype)  # a buffer, which mixed precision leaves in its type
         return mask if scaler is None else scaler * mask, None if base_coef is None else base_coef * mask
 
     def activation(self) -> BaseActivation:
@@ -253,9 +256,11 @@ class KANLinear(nn.Module):
 
     def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
+        if local(self.coef) is not self.coef:
+            raise ValueError("edge_norms: expected a whole layer, got one that is sharded")
         scaler, base_coef = self.edge_factors()
         activation = self.activation()
-        return edge_norms(x, local(self.coef), local(self.grid), base_coef, ord, base_activation=activation, scaler=scaler)
+        return edge_norms(x, self.coef, self.grid, base_coef, ord, base_activation=activation, scaler=scaler)
 
     def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
         """(..., O, I): what every edge contributes on x to scores (..., O) of the outputs, by default ones.
@@ -302,9 +307,7 @@ class KANLinear(nn.Module):
         super()._save_to_state_dict(own, prefix, keep_vars)
         for ours, (theirs, to_theirs, _) in _LAYOUT.items():
             if prefix + ours in own:
-                value = own.pop(prefix + ours).permute(to_theirs)
-                # In efficient-kan's own strides, as safetensors insists; the parameters themselves where they are asked for.
-                destination[prefix + theirs] = value if keep_vars else value.contiguous()
+                destination[prefix + theirs] = own.pop(prefix + ours).permute(to_theirs)  # a view, as torch's own alias
         destination.update(own)
 
     def _load_from_state_dict(
@@ -319,7 +322,7 @@ class KANLinear(nn.Module):
     ) -> None:
         # A parameter that is pruned or parametrized has another name and its own layout: torch's way, untranslated.
         if self.mask is None and prefix + "edge_mask" in state_dict:
-            self.mask = self.coef.new_ones(self.in_features, self.out_features)
+            self.mask = torch.ones_like(self.coef.detach()[:, 0])  # sharded as coef is
         own = self._parameters | self._buffers
         present = {ours: names for ours, names in _LAYOUT.items() if own.get(ours) is not None}
         theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in present.items()}
@@ -351,10 +354,12 @@ class KANLinear(nn.Module):
         error_msgs.extend(errors)
 
 
+SHARDED: tuple[type, ...] = ()  # DTensor, once `parallel` was imported: torch.distributed takes its time to import
+
+
 def local(tensor: Any) -> Any:
     """A DTensor's part on this rank; any other tensor, or None, as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
+    return cast(Any, tensor).to_local() if isinstance(tensor, SHARDED) else tensor
 
 
 def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:

@@ -12,7 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from . import layers
+from .checks import check_floating
 from .layers import KANLinear
+
+layers.SHARDED = (DTensor,)
 
 
 class _Sharded(ParallelStyle):
@@ -35,6 +39,8 @@ class _Sharded(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         if not isinstance(module, KANLinear):
             raise TypeError(f"module: expected a KANLinear for {type(self).__name__}, got {type(module).__name__}")
+        if module.base_activation is not None and next(module.base_activation.parameters(), None) is not None:
+            raise ValueError(f"module: expected a base activation without parameters, got {module.base_activation}")
         return distribute_module(
             module,
             device_mesh,
@@ -58,6 +64,14 @@ class _Sharded(ParallelStyle):
 
     def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
         raise NotImplementedError
+
+    def _dtensor(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
+        """The layer's input, checked on every rank: one that raises alone leaves the others waiting."""
+        check_floating("x", x)
+        x = _as_dtensor(x, mesh, self.input_layouts, layer.in_features)
+        if x.dim() < 1 or x.shape[-1] != layer.in_features:
+            raise ValueError(f"x: expected {layer.in_features} features in the last dimension, got shape {tuple(x.shape)}")
+        return x
 
     def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
         raise NotImplementedError
@@ -87,7 +101,7 @@ class ColwiseKAN(_Sharded):
     dim, inputs, outputs = -1, Replicate(), Shard(-1)
 
     def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
-        x = _as_dtensor(x, mesh, self.input_layouts, layer.in_features).redistribute(mesh, [Replicate()])
+        x = self._dtensor(x, layer, mesh).redistribute(mesh, [Replicate()])
         return x.to_local(grad_placements=[Partial()])  # every rank's outputs give their part of the gradient
 
     def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
@@ -113,7 +127,7 @@ class RowwiseKAN(_Sharded):
     dim, inputs, outputs = 0, Shard(-1), Replicate()
 
     def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
-        x = _as_dtensor(x, mesh, self.input_layouts, layer.in_features)
+        x = self._dtensor(x, layer, mesh)
         return x.redistribute(mesh, [Shard(x.dim() - 1)]).to_local()
 
     def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -91,10 +91,51 @@ def tensor_parallel(plan):
         assert_same(value, expected)
     assert_same_parameters(net, alone)
     if plan == "colwise":
-        parts = alone[0].edge_norms(x).chunk(dist.get_world_size())
-        assert len(parts[0]) < 9
-        if dist.get_rank() < len(parts):  # three parts of 9 outputs for four ranks
-            assert_same(net[0].edge_norms(x), parts[dist.get_rank()])
+        with pytest.raises(ValueError, match="edge_norms: expected a whole layer, got one that is sharded"):
+            net[0].edge_norms(x)
+    with pytest.raises(ValueError, match=r"x: expected 3 features in the last dimension, got shape \(5, 2\)"):
+        parallelize_module(kk.KANLinear(3, 4), mesh, RowwiseKAN(input_layouts=Replicate()))(torch.zeros(5, 2))
+
+
+def tensor_parallel_autocast():
+    """Ranks without a part included."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for sizes, style in (((5, 1), ColwiseKAN(output_layouts=Replicate())), ((1, 5), RowwiseKAN(input_layouts=Replicate()))):
+        torch.manual_seed(0)
+        layer, x = kk.KANLinear(*sizes), torch.randn(6, 3, sizes[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = layer(x)
+            y = parallelize_module(layer, mesh, style)(x)
+        assert y.dtype is torch.bfloat16
+        torch.testing.assert_close(y, expected)
+
+
+def compiled():
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer, x = kk.KANLinear(4, 8), torch.randn(6, 4)
+    expected = layer(x)
+    layer = parallelize_module(layer, mesh, ColwiseKAN(output_layouts=Replicate()))
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x), expected)
+
+
+def mixed_precision():
+    layer = kk.KANLinear(4, 4)
+    layer.mask = torch.eye(4)
+    fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    assert layer(torch.randn(3, 4)).dtype is torch.bfloat16
+
+
+def pruned_checkpoint():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    pruned = kk.KANLinear(4, 8)
+    pruned.mask = (torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    style = ColwiseKAN(output_layouts=Replicate())
+    source = parallelize_module(pruned, mesh, style)
+    other = parallelize_module(kk.KANLinear(4, 8), mesh, style)
+    other.load_state_dict(source.state_dict())
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(other(x), source(x))
 
 
 def train(model, x, labels, steps=4):
@@ -172,6 +213,10 @@ CHECKS = {f"tensor parallel, {plan}": lambda folder, plan=plan: tensor_parallel(
     "FSDP2": lambda folder: fully_sharded(),
     "checkpoint": checkpoint,
     "wrong module": lambda folder: wrong_module(),
+    "tensor parallel, autocast": lambda folder: tensor_parallel_autocast(),
+    "tensor parallel, compiled": lambda folder: compiled(),
+    "FSDP2, mixed precision": lambda folder: mixed_precision(),
+    "tensor parallel, pruned checkpoint": lambda folder: pruned_checkpoint(),
 }
 
 

@@ -141,3 +141,22 @@ def test_layers_norms_are_those_of_its_edges():
     spread = torch.stack([e.std(1) for e in edges], dim=1)
     torch.testing.assert_close(layer.edge_norms(x, "std"), spread)
     assert at_zero.shape == (3,)
+
+
+def test_a_tensor_that_is_two_arguments():
+    x, coef = torch.rand(63, 3, dtype=torch.float64), torch.randn(3, 8, 2, dtype=torch.float64)
+    grid = kk.KANLinear(3, 2, dtype=torch.float64).grid
+    w = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    norms = kk.edge_norms(x, coef, grid, w, "std", scaler=w)
+    (once,) = torch.autograd.grad(norms.sum(), w, retain_graph=True)
+    (again,) = torch.autograd.grad(norms.sum(), w, create_graph=True)
+    torch.testing.assert_close(again, once)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_errors_of_compiled_norms():
+    layer = kk.KANLinear(3, 2)
+    for ord, rows, message in (("std", 1, "expected at least 2 rows"), ("l2", 5, "ord: expected one of")):
+        norms = torch.compile(lambda x, ord=ord: layer.edge_norms(x, ord), backend="aot_eager", fullgraph=True)
+        with pytest.raises(ValueError, match=message):
+            norms(torch.zeros(rows, 3))

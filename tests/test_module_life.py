@@ -109,9 +109,9 @@ def by_state(net, folder):
 
 
 def by_safetensors(net, folder):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save_model
 
-    save_file(net.state_dict(), folder / "state.safetensors")
+    save_model(net, str(folder / "state.safetensors"))
     other = kk.KAN([3, 5, 2])
     other.load_state_dict(load_file(folder / "state.safetensors"))
     return other
@@ -141,6 +141,25 @@ def test_copies(net, x, way, tmp_path):
     assert torch.equal(other(x), net(x))
     other(x).sum().backward()
     assert all(p.grad is not None for p in other.parameters())
+
+
+def test_a_state_dict_is_of_the_parameters(net):
+    """Written in place, as averages and distributed checkpoints do."""
+    for name, value in net.state_dict().items():
+        if not name.endswith("grid"):
+            value.zero_()
+    assert not any(parameter.any() for parameter in net.parameters())
+
+
+def test_fake_tensors():
+    with torch._subclasses.FakeTensorMode():
+        assert kk.KAN([3, 5, 2])(torch.empty(7, 3)).shape == (7, 2)
+
+
+def test_autocast_of_another_half_type(x):
+    net = kk.KAN([3, 5, 2]).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x).dtype is torch.bfloat16
 
 
 def test_meta_device(x):

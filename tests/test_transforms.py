@@ -99,6 +99,38 @@ def test_per_sample_gradients(net, t):
                     close(per_sample[name][k], value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_per_sample_gradients_are_as_accurate_as_single_ones(dtype):
+    layer = kk.KANLinear(8, 32, grid_size=50).to(dtype)
+    parameters = {"coef": layer.coef.detach(), "scaler": layer.scaler.detach()}
+    x = torch.rand(5, 8).to(dtype)
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x.unsqueeze(0),)).float().square().sum()
+
+    together = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for k in range(5):
+        for name, value in grad(loss)(parameters, x[k]).items():
+            assert (together[name][k] - value).float().norm() <= 2 * torch.finfo(dtype).eps * value.float().norm()
+    none = vmap(grad(loss), in_dims=(None, 0))(parameters, x[:0])
+    assert none["coef"].shape == (0, *layer.coef.shape)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transforms_inside_of_compiled_code(net, t):
+    """On the reference: the compiler would ignore our backward."""
+    torch.use_deterministic_algorithms(False)
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(net, parameters, (x.unsqueeze(0),)).square().sum()
+
+    for function, x in ((grad(loss), t.x[0]), (vmap(grad(loss), in_dims=(None, 0)), t.x)):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(parameters, x)
+        for name, value in function(parameters, x).items():
+            close(compiled[name], value)
+
+
 def test_vmap_of_hessian(net, t):
     """Two derivatives under a batch."""
     value = vmap(hessian(lambda x: net(x).sum()))(t.x)
