@@ -1,9 +1,9 @@
 """The operators' vmap rules: a batch of problems as one problem where the form allows it, else one call per problem.
 
 The form sums over rows n, features i and outputs o. A batch that only touches rows is more rows; one that only touches the
-outputs (coefficients, base weights, g) is more outputs. Gradients of the coefficients sum
-over the rows: those of single samples are products of bases and g. A batch of weights for batched rows, as in an ensemble of
-models on different data, has no such shape and is computed problem by problem.
+outputs (coefficients, base weights, g) is more outputs. Gradients of the coefficients sum over the rows: those of single
+samples are products of bases and g. A batch of weights for batched rows, as in an ensemble of models on different data, has no
+such shape and is computed problem by problem.
 """
 
 from typing import Any, cast

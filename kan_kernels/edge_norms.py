@@ -59,14 +59,13 @@ def edge_norms(
         return refusal
     rows = x.reshape(-1, x.shape[-1])
     grid = grid.detach()
-    if base_weight is not None and callable(base_activation):
-        if not torch.compiler.is_compiling():
-            name = getattr(base_activation, "__name__", type(base_activation).__name__)
-            fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
+    unfused = base_weight is not None and callable(base_activation)
+    if unfused and not torch.compiler.is_compiling():
+        name = getattr(base_activation, "__name__", type(base_activation).__name__)
+        fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
+    if unfused or ops.uses_reference(x) or traced_under_functorch():
         return _dense_norms(edge_values(rows, coef, grid, base_weight, base_activation, scaler), ord).t()
     activation = base_activation if isinstance(base_activation, str) else "silu"
-    if ops.uses_reference(x) or traced_under_functorch():
-        return _dense_norms(edge_values(rows, coef, grid, base_weight, activation, scaler), ord).t()
     edges = (rows, coef, scaler, grid, base_weight, activation)
     return (EdgeL1.apply(*edges) if ord == "l1" else EdgeStd.apply(*edges)[0]).t()
 

@@ -93,9 +93,7 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Mod
     state = source.state_dict() if isinstance(source, nn.Module) else source
     if not isinstance(state, Mapping):
         raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {type(source).__name__}")
-    numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(_PREFIX) and key.split(".")[1].isdigit()})
-    if not numbers or numbers != list(range(len(numbers))):
-        raise ValueError(f"source: expected keys layers.0.*, layers.1.*, ..., got {sorted(state)[:4]}")
+    numbers = layer_numbers(state, _PREFIX)
     strange = [key for key in state if not key.startswith(_PREFIX)]
     if strange:
         raise ValueError(f"source: expected efficient-kan's keys alone, layers.*, got {strange[:4]}")
@@ -121,21 +119,44 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
             f"source: expected G+K bases and G+2K+1 knots, got {prefix}spline_weight {tuple(weight.shape)},"
             f" {prefix}grid {tuple(grid.shape)}"
         )
+    activation = base_activation if peer is None else getattr(peer, "base_activation", base_activation)
+    layer = layer_of(state, activation, 0.02 if peer is None else float(getattr(peer, "grid_eps", 0.02)))
+    if peer is not None:
+        take_frozen(layer, peer, {"base_coef": "base_weight", "coef": "spline_weight", "scaler": _SCALER})
+    return layer
+
+
+def layer_numbers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+    """Those of the keys `prefix` + "{number}.*", which have to be 0, 1, 2, ..."""
+    at = prefix.count(".")
+    numbers = sorted({int(key.split(".")[at]) for key in state if key.startswith(prefix) and key.split(".")[at].isdigit()})
+    if not numbers or numbers != list(range(len(numbers))):
+        raise ValueError(f"source: expected keys {prefix}0.*, {prefix}1.*, ..., got {sorted(state)[:4]}")
+    return numbers
+
+
+def layer_of(state: Mapping[str, Tensor], activation: nn.Module | None, grid_eps: float) -> KANLinear:
+    """A layer of ours with a copy of a state in efficient-kan's names, whose sizes are consistent."""
+    weight, grid = state["spline_weight"], state["grid"]
+    K = spline_order(weight.shape[2], grid.shape[1])
     layer = KANLinear(
         weight.shape[1],
         weight.shape[0],
         grid_size=weight.shape[2] - K,
         spline_order=K,
         enable_standalone_scale_spline=_SCALER in state,
-        base_activation=copy.deepcopy(base_activation if peer is None else getattr(peer, "base_activation", base_activation)),
-        grid_eps=0.02 if peer is None else float(getattr(peer, "grid_eps", 0.02)),
+        base_activation=copy.deepcopy(activation),
+        grid_eps=grid_eps,
         device="meta",  # draws no random numbers
         dtype=weight.dtype,
     ).to_empty(device=weight.device)
     layer.load_state_dict(state)
-    if peer is not None:
-        for ours, theirs in (("base_coef", "base_weight"), ("coef", "spline_weight"), ("scaler", _SCALER)):
-            parameter, other = getattr(layer, ours), getattr(peer, theirs, None)
-            if parameter is not None and other is not None:
-                parameter.requires_grad_(other.requires_grad)
     return layer
+
+
+def take_frozen(layer: KANLinear, peer: Any, names: Mapping[str, str]) -> None:
+    """Freeze the parameters whose namesakes (our name -> theirs) are frozen."""
+    for ours, theirs in names.items():
+        parameter, other = getattr(layer, ours), getattr(peer, theirs, None)
+        if parameter is not None and other is not None:
+            parameter.requires_grad_(other.requires_grad)

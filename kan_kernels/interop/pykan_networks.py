@@ -116,10 +116,8 @@ class FusedMultKAN(Fused):
 
     def reg(self, reg_metric: str, lamb_l1: float, lamb_entropy: float, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
         """pykan's, without the sums over the coefficients where they count nothing."""
-        if lamb_coef != 0 or lamb_coefdiff != 0 or reg_metric not in _METRICS:
-            return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
-        norms = getattr(self, _METRICS[reg_metric])
-        if len(norms) == 0:
+        norms = getattr(self, _METRICS[reg_metric]) if reg_metric in _METRICS else []
+        if lamb_coef != 0 or lamb_coefdiff != 0 or len(norms) == 0:
             return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
         return torch.stack([bits_loss(of_layer, lamb_l1, lamb_entropy) for of_layer in norms]).sum()
 
@@ -213,9 +211,9 @@ class FusedMultKAN(Fused):
         for layer in cast(Any, self).act_fun:
             if isinstance(layer, Fused):
                 unfuse(cast(nn.Module, layer))
-        for name in _RECORDS:
-            if isinstance(getattr(self, name, None), OnDemand):
-                setattr(self, name, list(getattr(self, name)))
+        for name, value in vars(self).items():
+            if isinstance(value, OnDemand):
+                setattr(self, name, list(value))
 
 
 def fuse_network(net: Any) -> Any:
@@ -261,14 +259,10 @@ def objection_to_network(net: nn.Module) -> str:
         found = [cls.forward(twin, x), *twin.acts, *twin.acts_scale_spline, *twin.edge_actscale]
         return [*found, cls.forward(twin, extremes)]
 
-    def fused(twin: Any) -> list[Tensor]:
-        for layer in twin.act_fun:
-            fuse(layer, pykan_layers.FusedKANLayer)
-        fuse(twin, FusedMultKAN)
-        return forward(type(twin), twin)
-
     leave_out = ("cache_data", "acts", *_RECORDS)
-    return disagreement(net, leave_out, lambda twin: forward(type(net), twin), fused)
+    return disagreement(
+        net, leave_out, lambda twin: forward(type(net), twin), lambda twin: forward(type(fuse_network(twin)), twin)
+    )
 
 
 # What a record tells when it is asked, by functions with a name, since networks are pickled.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import KANLinear
 from ..reference import spline_order
+from .efficient_kan import layer_numbers, layer_of, take_frozen
 from .pykan_layers import PARAMETERS, base_activation
 from .pykan_networks import looks_like_network
 
@@ -24,9 +25,7 @@ _OUR_NAMES = {"coef": "coef", "base_coef": "scale_base", "scaler": "scale_sp"}
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, activation: nn.Module | None) -> list[KANLinear]:
     """A `MultKAN`, or its `state_dict`, as layers of ours; see `KAN.from_pykan`."""
     state, peers = _state_and_layers(source)
-    numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(_LAYERS) and key.split(".")[1].isdigit()})
-    if not numbers or numbers != list(range(len(numbers))):
-        raise ValueError(f"source: expected keys act_fun.0.*, act_fun.1.*, ..., got {sorted(state)[:4]}")
+    numbers = layer_numbers(state, _LAYERS)
     for number in numbers:
         names = {key.split(".")[2] for key in state if key.startswith(f"{_LAYERS}{number}.")}
         if names != PARAMETERS:
@@ -91,7 +90,7 @@ def _refuse_what_layers_cannot_hold(state: Mapping[str, Tensor], shapes: list[to
 
 def _layer(weights: _Weights, peer: Any, activation: nn.Module | None) -> KANLinear:
     grid, coef, mask, scale_sp = weights.grid, weights.coef, weights.mask, weights.scale_sp
-    I, O, M = coef.shape
+    I, _, M = coef.shape
     K = spline_order(M, grid.shape[1])
     if grid.shape[0] != I or K < 0 or M - K < 1:
         raise ValueError(
@@ -101,17 +100,6 @@ def _layer(weights: _Weights, peer: Any, activation: nn.Module | None) -> KANLin
         activation = _module_of(peer.base_fun)
     # A frozen scale of ones is how a layer without one goes to pykan.
     without_scale = peer is not None and not peer.scale_sp.requires_grad and bool((scale_sp == 1).all())
-    layer = KANLinear(
-        I,
-        O,
-        grid_size=M - K,
-        spline_order=K,
-        enable_standalone_scale_spline=not without_scale,
-        base_activation=copy.deepcopy(activation),
-        grid_eps=0.02 if peer is None else float(peer.grid_eps),
-        device="meta",  # draws no random numbers
-        dtype=coef.dtype,
-    ).to_empty(device=coef.device)
     state = {"grid": grid, "spline_weight": coef.transpose(0, 1)}
     if activation is not None:
         state["base_weight"] = weights.scale_base.t()
@@ -120,12 +108,9 @@ def _layer(weights: _Weights, peer: Any, activation: nn.Module | None) -> KANLin
         state["spline_scaler"] = scale_sp.t()
     if not bool((mask == 1).all()):
         state["edge_mask"] = mask.t()
-    layer.load_state_dict(state)
+    layer = layer_of(state, activation, 0.02 if peer is None else float(peer.grid_eps))
     if peer is not None:
-        for ours, theirs in _OUR_NAMES.items():
-            parameter = getattr(layer, ours)
-            if parameter is not None:
-                parameter.requires_grad_(getattr(peer, theirs).requires_grad)
+        take_frozen(layer, peer, _OUR_NAMES)
     return layer
 
 
