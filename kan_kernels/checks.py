@@ -1,5 +1,6 @@
 """Bad input becomes a TypeError or ValueError that names the argument, what was expected and what came."""
 
+import math
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
         raise ValueError("base_weight: expected None without a base_activation, got a tensor")
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """x (..., I) as (N, I); also where N or I is 0, of which reshape(-1, I) makes nothing."""
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """For messages. A range makes a number of what is a symbol to a compiler, whose messages have no symbols."""
     return tuple(len(range(size)) for size in tensor.shape)
@@ -67,6 +73,8 @@ def check_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {value.dtype}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
 
 def check_grid(grid: Any, features: int, spline_order: int) -> None:
@@ -95,7 +103,7 @@ def check_rows(x: Any, features: int, smallest: int) -> Tensor:
     check_floating("x", x)
     if x.dim() < 1 or x.shape[-1] != features:
         raise ValueError(f"x: expected {features} features in the last dimension, got shape {shape_of(x)}")
-    rows = x.reshape(-1, features)
+    rows = rows_of(x)
     if rows.shape[0] < smallest:
         raise ValueError(f"x: expected at least {smallest} rows, got shape {shape_of(x)}")
     if not bool(rows.isfinite().all()):

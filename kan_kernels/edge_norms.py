@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from . import fallbacks, ops, reference_norms
 from .autocast import autocast, autocast_knots
-from .checks import check_choice, check_kan_linear, shape_of
+from .checks import check_choice, check_kan_linear, rows_of, shape_of
 from .functional import BaseActivation, refused, traced_under_functorch
 from .reference import spline_order
 
@@ -57,7 +57,7 @@ def edge_norms(
     refusal = refused(_check, x, coef, grid, base_weight, base_activation, scaler, ord)
     if refusal is not None:
         return refusal
-    rows = x.reshape(-1, x.shape[-1])
+    rows = rows_of(x)
     grid = grid.detach()
     unfused = base_weight is not None and callable(base_activation)
     if unfused and not torch.compiler.is_compiling():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import fallbacks, ops, reference
 from .autocast import autocast, autocast_knots
 from .autograd import spline_forward
-from .checks import check_kan_linear
+from .checks import check_kan_linear, rows_of
 from .refusal import refuse
 
 BaseActivation = str | Callable[[Tensor], Tensor] | None
@@ -56,7 +56,7 @@ def kan_linear(
     refusal = refused(check_kan_linear, x, coef, grid, base_weight, base_activation, scaler)
     if refusal is not None:
         return refusal
-    rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    rows = rows_of(x)
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
     if ops.uses_reference(x) or traced_under_functorch():

@@ -9,9 +9,10 @@ _SORTED_AT_ONCE = 1 << 20  # values in memory
 
 
 def uniform_knots(grid_size: int, spline_order: int, low: float, high: float) -> Tensor:
-    """The G + 2K + 1 equidistant knots (float64) whose inner G + 1 span [low, high]: arange(-K, G+K+1) h + low."""
+    """The G + 2K + 1 equidistant knots (float64, on the CPU) whose inner G + 1 span [low, high]: arange(-K, G+K+1) h + low."""
     step = (high - low) / grid_size
-    return torch.arange(-spline_order, grid_size + spline_order + 1, dtype=torch.float64) * step + low
+    places = torch.arange(-spline_order, grid_size + spline_order + 1, dtype=torch.float64, device="cpu")
+    return places * step + low
 
 
 def data_knots(x: Tensor, grid_size: int, spline_order: int, grid_eps: float, margin: float | None, quantiles: str) -> Tensor:
@@ -24,7 +25,7 @@ def data_knots(x: Tensor, grid_size: int, spline_order: int, grid_eps: float, ma
     if quantiles == "pykan":
         places = [int(N / G * i) for i in range(G)] + [N - 1]
     else:
-        places = torch.linspace(0, N - 1, G + 1, dtype=torch.int64).tolist()
+        places = torch.linspace(0, N - 1, G + 1, dtype=torch.int64, device="cpu").tolist()
     parts = x.split(max(1, _SORTED_AT_ONCE // N), dim=1)
     adaptive = torch.cat([part.sort(dim=0).values[places] for part in parts], dim=1).double()
     low, high = adaptive[0], adaptive[-1]

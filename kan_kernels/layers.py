@@ -1,32 +1,25 @@
 """`KANLinear`: efficient-kan's module, argument for argument, on the fused kernels."""
 
 import copy
-import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .autocast import autocast
-from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size
+from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size, rows_of
 from .edge_norms import edge_norms
 from .functional import BaseActivation, base_activation_of, kan_linear
-from .grid import QUANTILES, data_knots, refined_knots, uniform_knots
-from .projection import interpolation_matrix, transfer_matrix
+from .grid import QUANTILES, data_knots, refined_knots
+from .initial import draw
+from .peer_names import PeerNames
+from .projection import transfer_matrix
 from .regularization import coefficient_loss, loss_arguments, norm_loss
-
-# The parameters and the mask, laid out as the kernels read them, and their efficient-kan names. Each permutation is its own
-# inverse's partner: theirs = ours.permute(to_theirs), ours = theirs.permute(to_ours).
-_LAYOUT = {
-    "base_coef": ("base_weight", (1, 0), (1, 0)),
-    "coef": ("spline_weight", (2, 0, 1), (1, 2, 0)),
-    "scaler": ("spline_scaler", (1, 0), (1, 0)),
-    "mask": ("edge_mask", (1, 0), (1, 0)),
-}
+from .sharding import check_not_fully_sharded, local, own_part, parts_as, whole
 
 
-class KANLinear(nn.Module):
+class KANLinear(PeerNames):
     """A KAN layer: y[..., o] = sum_i ( base_weight[o,i] b(x[..., i]) + spline_{o,i}(x[..., i]) ), (..., I) -> (..., O).
 
     Arguments, defaults, initial distribution and `state_dict` are efficient-kan's: `base_weight (O, I)`,
@@ -58,11 +51,7 @@ class KANLinear(nn.Module):
         y = linear(silu(x), layer.base_weight) + linear(bases, weight.flatten(1))
     """
 
-    grid: Tensor
-    coef: nn.Parameter
-    base_coef: nn.Parameter | None
-    scaler: nn.Parameter | None
-    mask: Tensor | None
+    sharding: Any = None  # the `parallel.LayerSharding` of one that a parallel style shards
 
     def __init__(
         self,
@@ -123,54 +112,14 @@ class KANLinear(nn.Module):
 
         The knots are equidistant over `grid_range` again, which `to_empty` after building on the meta device needs.
         """
-        knots = uniform_knots(self.grid_size, self.spline_order, *self.grid_range)
-        self.grid.copy_(knots)
-        if self.base_coef is not None:
-            _kaiming_uniform(self.base_coef, self.scale_base)
-        points = (self.grid_size + 1, self.in_features, self.out_features)
-        noise = torch.rand(points, device=self.coef.device, dtype=self.coef.dtype)
-        noise = (noise - 0.5) * (self.scale_noise / self.grid_size)
-        fit = interpolation_matrix(knots, self.grid_size, self.spline_order).to(
-            device=noise.device, dtype=torch.float32 if noise.dtype.itemsize == 2 else noise.dtype
-        )
-        self.coef.copy_(torch.einsum("mg,gio->imo", fit, noise.to(fit.dtype)))
-        if self.scaler is None:
-            self.coef.mul_(self.scale_spline)
-        else:
-            _kaiming_uniform(self.scaler, self.scale_spline)
-
-    @property
-    def base_weight(self) -> Tensor | None:
-        """(O, I), a view of `base_coef`; None without a base activation."""
-        return self._theirs("base_coef")
-
-    @property
-    def spline_weight(self) -> Tensor:
-        """(O, I, G+K), a view of `coef`."""
-        return self.coef.permute(_LAYOUT["coef"][1])
-
-    @property
-    def spline_scaler(self) -> Tensor | None:
-        """(O, I), a view of `scaler`; None without a standalone scale."""
-        return self._theirs("scaler")
-
-    @property
-    def edge_mask(self) -> Tensor | None:
-        """(O, I), a view of `mask`; None if nothing was pruned."""
-        return self._theirs("mask")
-
-    def _theirs(self, ours: str) -> Tensor | None:
-        parameter = getattr(self, ours)
-        return None if parameter is None else parameter.permute(_LAYOUT[ours][1])
+        draw(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
         scaler, base_coef = self.edge_factors()
         coef, grid = local(self.coef), local(self.grid)
-        if coef.numel() == 0:  # this rank has no part of a sharded layer
-            x, *rest = autocast(x, coef, scaler, base_coef)
-            empty = [t.sum() for t in (x[..., :0], *rest) if t is not None]
-            return x.new_zeros(*x.shape[:-1], coef.shape[2]) + torch.stack(empty).sum()
+        if coef.numel() == 0:
+            return _without_a_part((*x.shape[:-1], coef.shape[2]), x, coef, scaler, base_coef)
         return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
 
     def edge_factors(self) -> tuple[Tensor | None, Tensor | None]:
@@ -200,11 +149,14 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument; the layer is then unchanged.
         """
-        rows = check_rows(x, self.in_features, 1)
+        self._check_keeps_changes("update_grid")
+        rows = check_rows(x if self.sharding is None else self.sharding.whole_input(x), self.in_features, 1)
         if margin is not None:
             check_number("margin", margin, 0.0)
         check_choice("quantiles", quantiles, QUANTILES)
         rows = rows.detach().to(self.grid.dtype)
+        if self.sharding is not None:
+            rows = self.sharding.own_features(rows)
         self._move_to(data_knots(rows, self.grid_size, self.spline_order, self.grid_eps, margin, quantiles), rows)
 
     @torch.no_grad()
@@ -214,20 +166,22 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: naming what is wrong with grid; the layer is then unchanged.
         """
+        self._check_keeps_changes("set_grid")
         check_grid(grid, self.in_features, self.spline_order)
         if grid.shape != self.grid.shape:
             raise ValueError(
                 f"grid: expected shape {tuple(self.grid.shape)}, got {tuple(grid.shape)}; `refine` changes the grid size"
             )
-        self._move_to(grid.to(self.grid.device, self.grid.dtype))
+        self._move_to(own_part(grid.to(self.grid.device, self.grid.dtype), self.grid))
 
     def _move_to(self, knots: Tensor, rows: Tensor | None = None) -> None:
-        """Refit to knots of this layer's shape, which are rounded to its dtype."""
-        grid = knots.to(self.grid.dtype)
-        check_grid(grid, self.in_features, self.spline_order)
-        coef = transfer_matrix(self.grid, grid, self.spline_order, rows) @ self.coef.double()
-        self.coef.copy_(coef)
-        self.grid.copy_(grid)
+        """Refit to knots of this layer's shape, which are rounded to its dtype; of a sharded one, this rank's."""
+        coef, grid = local(self.coef), local(self.grid)
+        knots = knots.to(grid.dtype)
+        check_grid(knots, len(grid), self.spline_order)
+        if len(grid) > 0:
+            coef.copy_(transfer_matrix(grid, knots, self.spline_order, rows) @ coef.double())
+            grid.copy_(knots)
 
     def refine(self, grid_size: int) -> "KANLinear":
         """The paper's grid extension: a new layer of grid_size intervals that computes the same function.
@@ -239,6 +193,7 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: grid_size is no int of at least 1, or its knots would be equal in this dtype.
         """
+        check_not_fully_sharded("refine", self)
         new = copy.deepcopy(self)
         new.refine_(grid_size)
         return new
@@ -246,29 +201,40 @@ class KANLinear(nn.Module):
     @torch.no_grad()
     def refine_(self, grid_size: int) -> None:
         """`refine` of this layer in place: its `coef` and `grid` are new tensors."""
+        self._check_keeps_changes("refine")
         check_size("grid_size", grid_size, 1)
-        finer = refined_knots(self.grid.double(), self.spline_order, grid_size).to(self.grid.dtype)
-        check_grid(finer, self.in_features, self.spline_order)
-        coef = transfer_matrix(self.grid, finer, self.spline_order) @ self.coef.double()
+        old, bases = local(self.grid), grid_size + self.spline_order
+        finer = refined_knots(old.double(), self.spline_order, grid_size).to(old.dtype)
+        check_grid(finer, len(old), self.spline_order)
+        coef = local(self.coef).double()
+        coef = (
+            transfer_matrix(old, finer, self.spline_order) @ coef if len(old) > 0 else coef.new_empty(0, bases, coef.shape[2])
+        )
         self.grid_size = grid_size
-        self.grid = finer
-        self.coef = nn.Parameter(coef.to(self.coef.dtype), requires_grad=self.coef.requires_grad)
+        self.grid = parts_as(finer, self.grid, 1, bases + self.spline_order + 1)
+        coef = parts_as(coef.to(self.coef.dtype), self.coef, 1, bases)
+        self.coef = nn.Parameter(coef, requires_grad=self.coef.requires_grad)
 
     def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
-        if local(self.coef) is not self.coef:
-            raise ValueError("edge_norms: expected a whole layer, got one that is sharded")
+        self._check_has_its_part("edge_norms")
         scaler, base_coef = self.edge_factors()
-        activation = self.activation()
-        return edge_norms(x, self.coef, self.grid, base_coef, ord, base_activation=activation, scaler=scaler)
+        coef, grid = local(self.coef), local(self.grid)
+        own = x if self.sharding is None else self.sharding.own_input(x)
+        if coef.numel() == 0:
+            norms = _without_a_part((coef.shape[2], coef.shape[0]), own, coef, scaler, base_coef)
+        else:
+            norms = edge_norms(own, coef, grid, base_coef, ord, base_activation=self.activation(), scaler=scaler)
+        return norms if self.sharding is None else self.sharding.whole_norms(norms)
 
     def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
         """(..., O, I): what every edge contributes on x to scores (..., O) of the outputs, by default ones.
 
         As pykan's `attribute`: an edge's standard deviation over its output's, plus 1e-4, times the output's score.
         """
-        rows = x.reshape(-1, x.shape[-1])
-        share = self.edge_norms(rows, "std") / (self(rows).std(0) + 1e-4).unsqueeze(-1)
+        rows = rows_of(x)
+        outputs = self(rows) if self.sharding is None else self.sharding.whole_output(self(rows))
+        share = self.edge_norms(rows, "std") / (outputs.std(0) + 1e-4).unsqueeze(-1)
         return share if out_scores is None else out_scores.unsqueeze(-1) * share
 
     def regularization_loss(
@@ -281,8 +247,8 @@ class KANLinear(nn.Module):
         """A loss that makes edges few: a scalar; see `KAN.regularization_loss`, here of one layer and its own inputs x."""
         x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
         if x is None:
-            edges = self.coef.abs().mean(1)
-            return coefficient_loss(edges if self.mask is None else edges * self.mask, activation, entropy)
+            edges = whole(self.coef.abs().mean(1))
+            return coefficient_loss(edges if self.mask is None else edges * whole(self.mask), activation, entropy)
         return norm_loss(self.metric_norms(x, metric), metric, activation, entropy)
 
     def metric_norms(self, x: Tensor, metric: str) -> Tensor:
@@ -290,76 +256,37 @@ class KANLinear(nn.Module):
         check_choice("metric", metric, ("l1", "edge_forward_spline_n", "edge_forward_spline_u"))
         norms = self.edge_norms(x, "l1" if metric == "l1" else "std")
         if metric == "edge_forward_spline_n":
-            norms = norms / (x.reshape(-1, x.shape[-1]).std(0) + 0.1)
+            x = x if self.sharding is None else self.sharding.whole_input(x)
+            norms = norms / (rows_of(x).std(0) + 0.1)
         return norms
+
+    def _check_has_its_part(self, method: str) -> None:
+        """That this rank has a part of the layer which its `sharding`, if any, explains: `fully_shard` leaves others."""
+        if (None if self.sharding is None else self.sharding.mesh) != getattr(self.coef, "device_mesh", None):
+            raise ValueError(
+                f"{method}: expected a whole layer, or one sharded by ColwiseKAN or RowwiseKAN, got one that fully_shard"
+                f" sharded; after register_fsdp_forward_method(layer, {method!r}) torch gathers it"
+            )
+
+    def _check_keeps_changes(self, method: str) -> None:
+        check_not_fully_sharded(method, self)
+        self._check_has_its_part(method)
 
     def extra_repr(self) -> str:
         activation = self.activation()
         fused = "none" if activation is None else "fused" if isinstance(activation, str) else "plain torch"
-        pruned = "" if self.mask is None else f", pruned={int((self.mask == 0).sum())} of {self.mask.numel()} edges"
+        mask = local(self.mask)
+        pruned = "" if mask is None else f", pruned={int((mask == 0).sum())} of {mask.numel()} edges"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
             f"spline_order={self.spline_order}, standalone_scale_spline={self.scaler is not None}, base={fused}{pruned}"
         )
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        own: dict[str, Any] = {}
-        super()._save_to_state_dict(own, prefix, keep_vars)
-        for ours, (theirs, to_theirs, _) in _LAYOUT.items():
-            if prefix + ours in own:
-                destination[prefix + theirs] = own.pop(prefix + ours).permute(to_theirs)  # a view, as torch's own alias
-        destination.update(own)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # A parameter that is pruned or parametrized has another name and its own layout: torch's way, untranslated.
-        if self.mask is None and prefix + "edge_mask" in state_dict:
-            self.mask = torch.ones_like(self.coef.detach()[:, 0])  # sharded as coef is
-        own = self._parameters | self._buffers
-        present = {ours: names for ours, names in _LAYOUT.items() if own.get(ours) is not None}
-        theirs_to_ours = {prefix + theirs: (ours, to_ours) for ours, (theirs, _, to_ours) in present.items()}
-        translated: dict[str, Any] = {}
-        for key, value in state_dict.items():
-            ours, to_ours = theirs_to_ours.get(key, (None, ()))
-            if key.startswith(prefix) and key.removeprefix(prefix) in present:
-                if strict:
-                    unexpected_keys.append(key)
-            elif ours is None:
-                translated[key] = value
-            elif value.dim() != len(to_ours):
-                error_msgs.append(f"{key}: expected {len(to_ours)} dimensions, got shape {tuple(value.shape)}")
-                translated[prefix + ours] = getattr(self, ours)
-            else:
-                translated[prefix + ours] = value.permute(to_ours)
-        if prefix + "grid" in translated:
-            grid = translated[prefix + "grid"]
-            if tuple(grid.shape) == tuple(self.grid.shape):
-                grid = local(grid).to(self.grid.dtype)
-                check_grid(grid, len(grid), self.spline_order)
-        missing: list[str] = []
-        errors: list[str] = []
-        super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, errors)
-        for ours, (theirs, _, _) in _LAYOUT.items():
-            missing = [prefix + theirs if key == prefix + ours else key for key in missing]
-            errors = [error.replace(f"{prefix}{ours}:", f"{prefix}{theirs} (as {ours}, permuted):") for error in errors]
-        missing_keys.extend(missing)
-        error_msgs.extend(errors)
-
-
-SHARDED: tuple[type, ...] = ()  # DTensor, once `parallel` was imported: torch.distributed takes its time to import
-
-
-def local(tensor: Any) -> Any:
-    """A DTensor's part on this rank; any other tensor, or None, as it is."""
-    return cast(Any, tensor).to_local() if isinstance(tensor, SHARDED) else tensor
+def _without_a_part(shape: Sequence[int], x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """Zeros, on a rank that has no part of a sharded layer, that depend on all, as every rank's gradients are waited for."""
+    x, *rest = autocast(x, *parameters)
+    return x.new_zeros(shape) + torch.stack([t.sum() for t in (x[..., :0], *rest) if t is not None]).sum()
 
 
 def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:
@@ -382,9 +309,3 @@ def _checked_range(grid_range: Any) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"grid_range: expected low < high, got {list(grid_range)}")
     return float(low), float(high)
-
-
-def _kaiming_uniform(weight: Tensor, scale: float) -> None:
-    """nn.init.kaiming_uniform_(a = sqrt(5) scale) of the (O, I) matrix that `weight (I, O)` transposes."""
-    drawn = torch.empty(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5) * scale).t())

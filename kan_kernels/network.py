@@ -13,6 +13,7 @@ from .checks import check_choice, check_number, check_rows, check_size
 from .interop import efficient_kan, pykan_weights
 from .layers import KANLinear, activation_module
 from .regularization import METRICS, loss_arguments, norm_loss
+from .sharding import check_not_fully_sharded, check_whole
 
 
 class KAN(nn.Module):
@@ -66,6 +67,8 @@ class KAN(nn.Module):
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         """x (..., layers_hidden[0]) -> (..., layers_hidden[-1]); update_grid: every layer's `KANLinear.update_grid` first."""
+        if update_grid:
+            check_not_fully_sharded("update_grid", self)
         for layer in self.layers:
             if update_grid and isinstance(layer, KANLinear):
                 layer.update_grid(x)
@@ -74,6 +77,7 @@ class KAN(nn.Module):
 
     def refine(self, grid_size: int) -> "KAN":
         """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
+        check_not_fully_sharded("refine", self)
         new = copy.deepcopy(self)
         for layer in new.kan_layers():
             layer.refine_(grid_size)
@@ -137,6 +141,7 @@ class KAN(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument; or node_th leaves a layer without nodes.
         """
+        check_whole("prune", self)
         rows = check_rows(x, self.kan_layers()[0].in_features, 2)
         check_number("node_th", node_th, 0.0)
         check_number("edge_th", edge_th, 0.0)

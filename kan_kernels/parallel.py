@@ -4,6 +4,7 @@ The two styles are `ColwiseParallel`'s and `RowwiseParallel`'s, with their layou
 other in one plan. The parameters become DTensors; the kernels compute on each rank's part.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,11 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from . import layers
 from .checks import check_floating
 from .layers import KANLinear
-
-layers.SHARDED = (DTensor,)
 
 
 class _Sharded(ParallelStyle):
@@ -41,12 +39,13 @@ class _Sharded(ParallelStyle):
             raise TypeError(f"module: expected a KANLinear for {type(self).__name__}, got {type(module).__name__}")
         if module.base_activation is not None and next(module.base_activation.parameters(), None) is not None:
             raise ValueError(f"module: expected a base activation without parameters, got {module.base_activation}")
+        module.sharding = sharding = LayerSharding(self, device_mesh, module.in_features, module.out_features)
         return distribute_module(
             module,
             device_mesh,
             self._partition,
-            cast(Any, lambda layer, inputs, mesh: (self._local_input(inputs[0], layer, mesh), *inputs[1:])),
-            cast(Any, lambda layer, y, mesh: self._laid_out(self._gathered(y, layer, mesh), mesh)),
+            cast(Any, lambda layer, inputs, mesh: (sharding.own_input(inputs[0]), *inputs[1:])),
+            cast(Any, lambda layer, y, mesh: sharding.laid_out_output(y)),
         )
 
     def _partition(self, name: str, layer: nn.Module, mesh: DeviceMesh) -> None:
@@ -62,24 +61,61 @@ class _Sharded(ParallelStyle):
         if self.dim == 0:
             layer.grid = distribute_tensor(layer.grid, mesh, [Shard(0)])
 
-    def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
+    def own_input(self, x: DTensor) -> Tensor:
+        """The features that a rank's part of the layer takes."""
         raise NotImplementedError
 
-    def _dtensor(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
-        """The layer's input, checked on every rank: one that raises alone leaves the others waiting."""
+    def joined(self, y: Tensor, mesh: DeviceMesh, out_features: int) -> DTensor:
+        """What the ranks' parts of the layer computed, as one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LayerSharding:
+    """How a layer's inputs and outputs, norms and features are spread over a mesh: what it asks itself besides its forward."""
+
+    style: _Sharded
+    mesh: DeviceMesh
+    in_features: int
+    out_features: int
+
+    def own_input(self, x: Any) -> Tensor:
+        """Of x, laid out as for the forward, what this rank computes on; its gradient goes back where x's parts came from.
+
+        Checked on every rank alike: one that raises alone leaves the others waiting.
+        """
+        return self.style.own_input(self._input(x))
+
+    def whole_input(self, x: Any) -> Tensor:
+        """x (..., I), laid out as for the forward, on every rank."""
+        return self._input(x).full_tensor()
+
+    def _input(self, x: Any) -> DTensor:
         check_floating("x", x)
-        x = _as_dtensor(x, mesh, self.input_layouts, layer.in_features)
-        if x.dim() < 1 or x.shape[-1] != layer.in_features:
-            raise ValueError(f"x: expected {layer.in_features} features in the last dimension, got shape {tuple(x.shape)}")
+        x = _as_dtensor(x, self.mesh, self.style.input_layouts, self.in_features)
+        if x.dim() < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x: expected {self.in_features} features in the last dimension, got shape {tuple(x.shape)}")
         return x
 
-    def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
-        raise NotImplementedError
+    def own_features(self, x: Tensor) -> Tensor:
+        """(N, I) -> the columns of this rank's knots."""
+        return distribute_tensor(x, self.mesh, [Shard(1)], src_data_rank=None).to_local() if self.style.dim == 0 else x
 
-    def _laid_out(self, y: DTensor, mesh: DeviceMesh) -> Tensor:
-        layout = self.output_layouts
-        y = y.redistribute(mesh, [Shard(layout.dim % y.dim()) if isinstance(layout, Shard) else layout])
-        return y.to_local() if self.use_local_output else y
+    def laid_out_output(self, y: Tensor) -> Tensor:
+        """What a rank's part computed -> the layer's output, as `output_layouts` and `use_local_output` say."""
+        layout = self.style.output_layouts
+        joined = self.style.joined(y, self.mesh, self.out_features)
+        joined = joined.redistribute(self.mesh, [Shard(layout.dim % y.dim()) if isinstance(layout, Shard) else layout])
+        return joined.to_local() if self.style.use_local_output else joined
+
+    def whole_output(self, y: Any) -> Tensor:
+        """The layer's output (..., O) on every rank."""
+        return _as_dtensor(y, self.mesh, self.style.output_layouts, self.out_features).full_tensor()
+
+    def whole_norms(self, norms: Tensor) -> Tensor:
+        """(O, I) from the norms of this rank's edges."""
+        dim, size = (1, self.in_features) if self.style.dim == 0 else (0, self.out_features)
+        return _of_parts(norms, self.mesh, dim, size).full_tensor()
 
 
 class ColwiseKAN(_Sharded):
@@ -100,12 +136,12 @@ class ColwiseKAN(_Sharded):
 
     dim, inputs, outputs = -1, Replicate(), Shard(-1)
 
-    def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
-        x = self._dtensor(x, layer, mesh).redistribute(mesh, [Replicate()])
-        return x.to_local(grad_placements=[Partial()])  # every rank's outputs give their part of the gradient
+    def own_input(self, x: DTensor) -> Tensor:
+        # Every rank's outputs give their part of the gradient.
+        return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
-    def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
-        return _as_dtensor(y, mesh, Shard(-1), layer.out_features)
+    def joined(self, y: Tensor, mesh: DeviceMesh, out_features: int) -> DTensor:
+        return _of_parts(y, mesh, y.dim() - 1, out_features)
 
 
 class RowwiseKAN(_Sharded):
@@ -126,11 +162,10 @@ class RowwiseKAN(_Sharded):
 
     dim, inputs, outputs = 0, Shard(-1), Replicate()
 
-    def _local_input(self, x: Any, layer: KANLinear, mesh: DeviceMesh) -> Tensor:
-        x = self._dtensor(x, layer, mesh)
-        return x.redistribute(mesh, [Shard(x.dim() - 1)]).to_local()
+    def own_input(self, x: DTensor) -> Tensor:
+        return x.redistribute(placements=[Shard(x.dim() - 1)]).to_local()
 
-    def _gathered(self, y: Tensor, layer: KANLinear, mesh: DeviceMesh) -> DTensor:
+    def joined(self, y: Tensor, mesh: DeviceMesh, out_features: int) -> DTensor:
         return DTensor.from_local(y, mesh, [Partial()], run_check=False)
 
 
@@ -140,6 +175,11 @@ def _as_dtensor(x: Any, mesh: DeviceMesh, placement: Placement, features: int) -
         return x
     if not (isinstance(placement, Shard) and placement.dim in (-1, x.dim() - 1)):
         return DTensor.from_local(x, mesh, [placement], run_check=False)
-    shape = torch.Size([*x.shape[:-1], features])  # ranks may have parts of different sizes
+    return _of_parts(x, mesh, x.dim() - 1, features)
+
+
+def _of_parts(part: Tensor, mesh: DeviceMesh, dim: int, size: int) -> DTensor:
+    """A DTensor of `size` along `dim`, of which ranks may have parts of different sizes."""
+    shape = torch.Size([*part.shape[:dim], size, *part.shape[dim + 1 :]])
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(x, mesh, [Shard(x.dim() - 1)], run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(part, mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride)

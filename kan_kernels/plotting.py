@@ -9,6 +9,7 @@ from .checks import check_number, check_rows
 from .functional import kan_linear
 from .layers import KANLinear
 from .network import KAN
+from .sharding import check_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure
     """
     if not isinstance(net, KAN):
         raise TypeError(f"net: expected a KAN, got {type(net).__name__}")
+    check_whole("plot", net)
     layers = net.kan_layers()
     rows = check_rows(x, layers[0].in_features, 2)
     check_number("beta", beta, 0.0)

@@ -63,7 +63,7 @@ def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> 
 
 def _quadrature(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Points and weights (P, I) of Gauss-Legendre with `count` points on every interval of ends (I, T)."""
-    k = torch.arange(1, count, dtype=torch.float64)
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     off_diagonal = k / (4 * k * k - 1).sqrt()
     # Golub and Welsch: nodes are the eigenvalues of the Legendre polynomials' recurrence.
     nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))

@@ -273,3 +273,24 @@ def test_data_loader_workers(net):
         expected = net(x.repeat(50, 1))[:200]
     found = torch.cat(list(DataLoader(Computing(x, net), batch_size=50, num_workers=2, multiprocessing_context="fork")))
     torch.testing.assert_close(found, expected)
+
+
+def test_parameters_load_under_their_own_names(net, x):
+    """As `named_parameters` has them: what adapters and hand-written averages save."""
+    other = kk.KAN([3, 5, 2])
+    own = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    assert other.load_state_dict(own, strict=False).unexpected_keys == []
+    assert torch.equal(other(x), net(x))
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "layers.0.base_coef", "layers.0.coef"'):
+        other.load_state_dict(own | net.state_dict())
+
+
+def test_default_device(x):
+    """A device that is asked for holds, whatever the default is."""
+    with torch.device("meta"):
+        layer = kk.KANLinear(3, 5, device="cpu")
+        layer.update_grid(x)
+        layer.set_grid(layer.grid)
+        layer = layer.refine(10)
+        layer.reset_parameters()
+    assert layer(x).isfinite().all()
