@@ -1,172 +1,213 @@
-"""The autograd Functions around the three operators.
+"""The operators' derivatives, registered with torch: wherever one is called, in a layer, a compiled graph or an exported one.
 
-The operators are the partial gradients of one form that is linear in w, coef and g and whose x-derivative only raises the
-order n, so each one's gradient is written with the three: derivatives to any order, in any nesting, run on the same kernels.
-Saved for backward: the inputs. Only `SplineForward` knows the scaler; once a graph of its gradient is built the scaler is an
-ordinary product with coef.
+The three operators are the partial gradients of one form that is linear in w, coef and g and whose x-derivative only raises
+the order n, so each one's gradient and tangent is written with the three: derivatives to any order, in any nesting and mode,
+run on the same kernels. Saved for backward: the inputs.
+
+A Python kernel on torch's Autograd key serves every operator (a tangent is computed by hand there: in a Function's `jvp`
+torch computes no further tangents, so that nested forward mode would be silently zero).
 """
+
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
-from . import batching, ops, reference
+from . import batching, flops, ops, reference
 from .reference import scaled
 
-
-def spline_forward(x, w, coef, scaler, grid, base_weight, activation, derivative):
-    """Differentiable `ops.spline_forward`."""
-    return _apply(SplineForward, SplineForwardJvp, x, w, coef, scaler, grid, base_weight, activation, derivative)
-
-
-def spline_backward_input(x, g, coef, grid, base_weight, activation, derivative):
-    """Differentiable `ops.spline_backward_input`."""
-    return _apply(SplineBackwardInput, SplineBackwardInputJvp, x, g, coef, grid, base_weight, activation, derivative)
-
-
-def spline_backward_coef(x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
-    """Differentiable `ops.spline_backward_coef`."""
-    return _apply(
-        SplineBackwardCoef,
-        SplineBackwardCoefJvp,
-        x,
-        w,
-        g,
-        grid,
-        spline_order,
-        activation,
-        derivative,
-        need_coef,
-        need_base,
-    )
-
-
-def _apply(function, with_jvp, *arguments):
-    # torch.compile refuses a Function that has a jvp, forward mode needs one.
-    return (function if torch.compiler.is_compiling() else with_jvp).apply(*arguments)
-
-
-class PositionalApply(Function):
-    """`Function.apply` without its binding of default arguments: a third of a small layer's time, and nothing here has any."""
-
-    @classmethod
-    def apply(cls, *arguments):
-        if _functorch_is_active():
-            return super().apply(*arguments)
-        if not torch.is_grad_enabled() and _forward_level() < 0:
-            return cls.forward(*arguments)
-        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
-
-
-# Not public; where a torch has no such questions, every call takes torch's own way.
+_counted = False
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+# Not public; where a torch has no such questions, it is asked what it costs more to do.
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
-def _forward_level() -> int:
-    return getattr(forward_ad, "_current_level", 0)
+class Differentiable(Function):
+    """An operator that autograd records. Subclasses have its `setup_context` and `backward`."""
+
+    operator: ClassVar[Any]
+
+    @classmethod
+    def forward(cls, *arguments: Any) -> Any:
+        if not _functorch_is_active():
+            return below(cls.operator, *arguments)
+        # A Function turns both modes off, for functorch's lower levels too.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return below(cls.operator, *arguments)
+
+    @classmethod
+    def recorded(cls, *arguments: Any) -> Any:
+        # `Function.apply` binds default arguments first, a third of a small layer's time, and asks functorch, whose levels
+        # the dispatcher is at already.
+        if not _functorch_is_active():
+            return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+        with enable_single_level_autograd_function():
+            return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+def below(operator: Any, *arguments: Any) -> Any:
+    """An operator's result, unrecorded."""
+    with _below_autograd():
+        return operator(*arguments)
+
+
+def register(
+    operator: Any,
+    recorded: Callable[..., Any],
+    tangents_too: Callable[..., Any],
+    rule: Callable[..., Any],
+) -> None:
+    """Serve an operator on torch's Autograd key and under vmap.
+
+    Args:
+        recorded: called with the arguments where one requires a gradient and gradients are recorded.
+        tangents_too: called with the arguments where one is a dual tensor; returns dual tensors.
+        rule: the vmap rule, called with the operator, vmap's info, in_dims and the arguments.
+    """
+
+    def kernel(*arguments: Any) -> Any:
+        global _counted
+        _counted = _counted or flops.register_if_counted()
+        if getattr(forward_ad, "_current_level", 0) >= 0 and any(t is not None for t in tangents_of(arguments)):
+            return tangents_too(*arguments)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return recorded(*arguments)
+        return below(operator, *arguments)
+
+    name = operator._schema.name
+    ops.library.impl(name.partition("::")[2], kernel, "Autograd")
+    torch.library.register_vmap(name, lambda info, dims, *a: rule(operator, info, dims, a), lib=ops.library)
+
+
+def tangents_of(arguments: tuple[Any, ...]) -> list[Tensor | None]:
+    """Every argument's tangent, None where it has none."""
+    return [forward_ad.unpack_dual(a).tangent if isinstance(a, Tensor) else None for a in arguments]
+
+
+def _by_tangents(operator: Any, tangent: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator on dual tensors; tangent(primals, tangents) is that of its result, or of every one of its results."""
+
+    def tangents_too(*arguments: Any) -> Any:
+        primals = [forward_ad.unpack_dual(a).primal if isinstance(a, Tensor) else a for a in arguments]
+        values, tangents = operator(*primals), tangent(primals, tangents_of(arguments))
+        if isinstance(values, Tensor):
+            return forward_ad.make_dual(values, tangents)
+        return tuple(forward_ad.make_dual(value, t) for value, t in zip(values, tangents, strict=True))
+
+    return tangents_too
 
 
 def _times(w: Tensor | None, gradient: Tensor) -> Tensor:
     return gradient if w is None else w * gradient
 
 
-class SplineForward(Function):
+class SplineForward(Differentiable):
     """Inputs x, w, coef, scaler, grid, base_weight, activation, n."""
 
-    @staticmethod
-    def forward(x, w, coef, scaler, grid, base_weight, activation, derivative):
-        return ops.spline_forward(x, w, coef, scaler, grid, base_weight, activation, derivative)
+    operator = ops.spline_forward
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.activation, ctx.derivative = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx, g):
         x, w, coef, scaler, grid, base_weight = ctx.saved_tensors
         b, n = ctx.activation, ctx.derivative
         need_x, need_w, need_coef, need_scaler, _, need_base, *_ = ctx.needs_input_grad
-        grad_x = grad_w = grad_coef = grad_scaler = grad_base = None
-        if torch.is_grad_enabled():
-            effective = scaled(coef, scaler)
-            if need_x:
-                grad_x = _times(w, spline_backward_input(x, g, effective, grid, base_weight, b, n + 1))
-            if need_w:
-                grad_w = spline_backward_input(x, g, effective, grid, base_weight, b, n)
-            gradient, grad_base = _coef_gradients(x, w, g, coef, grid, b, n, need_coef or need_scaler, need_base)
-            if need_coef:
-                grad_coef = scaled(gradient, scaler)
-            if need_scaler:
-                grad_scaler = (gradient * coef).sum(1)
-        else:
-            tensors, needs = (coef, scaler, grid), (need_coef, need_scaler, need_base)
-            if need_w:
-                grad_w = ops.spline_backward_input(x, g, *tensors, base_weight, b, n)
-            gradients = (None, None, None)
-            if need_x and any(needs):
-                grad_x, *gradients = ops.spline_backward(x, w, g, *tensors, base_weight, b, n, *needs)
-            elif need_x:
-                grad_x = _times(w, ops.spline_backward_input(x, g, *tensors, base_weight, b, n + 1))
-            elif any(needs):
-                order = reference.spline_order(coef.shape[1], grid.shape[1])
-                gradients = ops.spline_backward_coef(x, w, g, *tensors, order, b, n, *needs)
-            grad_coef, grad_scaler, grad_base = (
-                gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
-            )
+        tensors, needs = (coef, scaler, grid), (need_coef, need_scaler, need_base)
+        grad_x = grad_w = None
+        gradients = (None, None, None)
+        if need_w:
+            grad_w = ops.spline_backward_input(x, g, *tensors, base_weight, b, n)
+        if need_x and any(needs):
+            grad_x, *gradients = ops.spline_backward(x, w, g, *tensors, base_weight, b, n, *needs)
+        elif need_x:
+            grad_x = _times(w, ops.spline_backward_input(x, g, *tensors, base_weight, b, n + 1))
+        elif any(needs):
+            order = reference.spline_order(coef.shape[1], grid.shape[1])
+            gradients = ops.spline_backward_coef(x, w, g, *tensors, order, b, n, *needs)
+        grad_coef, grad_scaler, grad_base = (
+            gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
+        )
         return grad_x, grad_w, grad_coef, grad_scaler, None, grad_base, None, None
 
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return batching.forward(spline_forward, info, in_dims, arguments)
+
+def _forward_tangent(primals, tangents):
+    x, w, coef, scaler, grid, base_weight, b, n = primals
+    dx, dw, dcoef, dscaler, _, dbase, *_ = tangents
+    terms = []
+    if dx is not None:
+        terms.append(ops.spline_forward(x, _times(w, dx), coef, scaler, grid, base_weight, b, n + 1))
+    if dw is not None:
+        terms.append(ops.spline_forward(x, dw, coef, scaler, grid, base_weight, b, n))
+    if dcoef is not None or dbase is not None:
+        terms.append(ops.spline_forward(x, w, _or_zeros(dcoef, coef), scaler, grid, dbase, b, n))
+    if dscaler is not None:
+        terms.append(ops.spline_forward(x, w, coef, dscaler, grid, None, b, n))
+    return _sum(terms)
 
 
-class SplineBackwardInput(Function):
-    """Inputs x, g, coef, grid, base_weight, activation, n."""
+class SplineBackwardInput(Differentiable):
+    """Inputs x, g, coef, None, grid, base_weight, activation, n."""
 
-    @staticmethod
-    def forward(x, g, coef, grid, base_weight, activation, derivative):
-        return ops.spline_backward_input(x, g, coef, None, grid, base_weight, activation, derivative)
+    operator = ops.spline_backward_input
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.activation, ctx.derivative = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx, a):
-        x, g, coef, grid, base_weight = ctx.saved_tensors
+        x, g, coef, _, grid, base_weight = ctx.saved_tensors
         b, n = ctx.activation, ctx.derivative
-        need_x, need_g, need_coef, _, need_base, *_ = ctx.needs_input_grad
-        grad_x = a * spline_backward_input(x, g, coef, grid, base_weight, b, n + 1) if need_x else None
-        grad_g = spline_forward(x, a, coef, None, grid, base_weight, b, n) if need_g else None
-        grad_coef, grad_base = _coef_gradients(x, a, g, coef, grid, b, n, need_coef, need_base)
-        return grad_x, grad_g, grad_coef, None, grad_base, None, None
+        need_x, need_g, need_coef, _, _, need_base, *_ = ctx.needs_input_grad
+        grad_x = a * ops.spline_backward_input(x, g, coef, None, grid, base_weight, b, n + 1) if need_x else None
+        grad_g = ops.spline_forward(x, a, coef, None, grid, base_weight, b, n) if need_g else None
+        grad_coef = grad_base = None
+        if need_coef or need_base:
+            order = reference.spline_order(coef.shape[1], grid.shape[1])
+            needs = (need_coef, False, need_base)
+            grad_coef, _, grad_base = ops.spline_backward_coef(x, a, g, None, None, grid, order, b, n, *needs)
+        return grad_x, grad_g, grad_coef if need_coef else None, None, None, grad_base if need_base else None, None, None
 
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return batching.backward_input(spline_backward_input, info, in_dims, arguments)
+
+def _recorded_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative):
+    return SplineBackwardInput.recorded(x, g, scaled(coef, scaler), None, grid, base_weight, activation, derivative)
 
 
-class SplineBackwardCoef(Function):
-    """Inputs x, w, g, grid, K, activation, n, need_coef, need_base; outputs the gradients of coef and base_weight."""
+def _backward_input_tangent(primals, tangents):
+    x, g, coef, scaler, grid, base_weight, b, n = primals
+    dx, dg, dcoef, dscaler, _, dbase, *_ = tangents
+    terms = []
+    if dx is not None:
+        terms.append(dx * ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, b, n + 1))
+    if dg is not None:
+        terms.append(ops.spline_backward_input(x, dg, coef, scaler, grid, base_weight, b, n))
+    if dcoef is not None or dbase is not None:
+        terms.append(ops.spline_backward_input(x, g, _or_zeros(dcoef, coef), scaler, grid, dbase, b, n))
+    if dscaler is not None:
+        terms.append(ops.spline_backward_input(x, g, coef, dscaler, grid, None, b, n))
+    return _sum(terms)
 
-    @staticmethod
-    def forward(x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
-        needs = (need_coef, False, need_base)
-        gradients = ops.spline_backward_coef(x, w, g, None, None, grid, spline_order, activation, derivative, *needs)
-        return gradients[0], gradients[2]
+
+class SplineBackwardCoef(Differentiable):
+    """Inputs x, w, g, None, None, grid, K, activation, n, need_coef, False, need_base."""
+
+    operator = ops.spline_backward_coef
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.spline_order, ctx.activation, ctx.derivative, ctx.need_coef, ctx.need_base = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        x, w, g, _, _, grid, ctx.spline_order, ctx.activation, ctx.derivative, ctx.need_coef, _, ctx.need_base = inputs
+        ctx.save_for_backward(x, w, g, grid)
 
     @staticmethod
-    def backward(ctx, d, d_base):
+    def backward(ctx, d, _, d_base):
         x, w, g, grid = ctx.saved_tensors
         b, n = ctx.activation, ctx.derivative
         need_x, need_w, need_g, *_ = ctx.needs_input_grad
@@ -174,82 +215,58 @@ class SplineBackwardCoef(Function):
             d = x.new_zeros(x.shape[1], grid.shape[1] - ctx.spline_order - 1, g.shape[1])
         if not ctx.need_base:
             d_base = None
-        grad_x = _times(w, spline_backward_input(x, g, d, grid, d_base, b, n + 1)) if need_x else None
-        grad_w = spline_backward_input(x, g, d, grid, d_base, b, n) if need_w else None
-        grad_g = spline_forward(x, w, d, None, grid, d_base, b, n) if need_g else None
-        return grad_x, grad_w, grad_g, None, None, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return batching.backward_coef(spline_backward_coef, info, in_dims, arguments)
+        grad_x = _times(w, ops.spline_backward_input(x, g, d, None, grid, d_base, b, n + 1)) if need_x else None
+        grad_w = ops.spline_backward_input(x, g, d, None, grid, d_base, b, n) if need_w else None
+        grad_g = ops.spline_forward(x, w, d, None, grid, d_base, b, n) if need_g else None
+        return grad_x, grad_w, grad_g, *(None,) * 9
 
 
-def _coef_gradients(x, w, g, coef, grid, activation, derivative, need_coef, need_base):
-    if not (need_coef or need_base):
-        return None, None
+def _recorded_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
+    needs = (need_coef or need_scaler, False, need_base)
+    gradient, none, base = SplineBackwardCoef.recorded(x, w, g, None, None, grid, order, activation, derivative, *needs)
+    if scaler is None:
+        return gradient, none, base
+    return (
+        scaled(gradient, scaler) if need_coef else torch.empty_like(none),
+        (gradient * coef).sum(1) if need_scaler else none,
+        base,
+    )
+
+
+def _backward_coef_tangents_too(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
+    if scaler is not None:  # by its product, torch's
+        arguments = (x, w, g, None, None, grid, order, activation, derivative, need_coef or need_scaler, False, need_base)
+        gradient, none, base = ops.spline_backward_coef(*arguments)
+        return (
+            scaled(gradient, scaler) if need_coef else torch.empty_like(none),
+            (gradient * coef).sum(1) if need_scaler else none,
+            base,
+        )
+    return _dual_backward_coef(x, w, g, None, None, grid, order, activation, derivative, need_coef, False, need_base)
+
+
+def _backward_coef_tangent(primals, tangents):
+    x, w, g, _, _, *rest, n, need_coef, need_scaler, need_base = primals
+    dx, dw, dg, *_ = tangents
+    needs = (need_coef, need_scaler, need_base)
+    triples = []
+    if dx is not None:
+        triples.append(ops.spline_backward_coef(x, _times(w, dx), g, None, None, *rest, n + 1, *needs))
+    if dw is not None:
+        triples.append(ops.spline_backward_coef(x, dw, g, None, None, *rest, n, *needs))
+    if dg is not None:
+        triples.append(ops.spline_backward_coef(x, w, dg, None, None, *rest, n, *needs))
+    return [_sum(list(terms)) for terms in zip(*triples, strict=True)]
+
+
+_dual_backward_coef = _by_tangents(ops.spline_backward_coef, _backward_coef_tangent)
+
+
+def _both_backward(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
+    """`ops.spline_backward` by the two others, which autograd records."""
     order = reference.spline_order(coef.shape[1], grid.shape[1])
-    grad_coef, grad_base = spline_backward_coef(x, w, g, grid, order, activation, derivative, need_coef, need_base)
-    return grad_coef if need_coef else None, grad_base if need_base else None
-
-
-# Forward mode: the same closure, tangent by tangent. dPhi/dx adds a factor to w and one to the order.
-
-
-class SplineForwardJvp(PositionalApply, SplineForward):
-    """`SplineForward` with forward-mode derivatives."""
-
-    @staticmethod
-    def jvp(ctx, dx, dw, dcoef, dscaler, dgrid, dbase, *_):
-        x, w, coef, scaler, grid, base_weight = ctx.saved_tensors
-        b, n = ctx.activation, ctx.derivative
-        effective = scaled(coef, scaler)
-        terms = []
-        if dx is not None:
-            terms.append(spline_forward(x, _times(w, dx), effective, None, grid, base_weight, b, n + 1))
-        if dw is not None:
-            terms.append(spline_forward(x, dw, effective, None, grid, base_weight, b, n))
-        if dcoef is not None:
-            dcoef = scaled(dcoef, scaler)
-        if dscaler is not None:
-            dcoef = scaled(coef, dscaler) if dcoef is None else dcoef + scaled(coef, dscaler)
-        if dcoef is not None or dbase is not None:
-            terms.append(spline_forward(x, w, _or_zeros(dcoef, coef), None, grid, dbase, b, n))
-        return _sum(terms)
-
-
-class SplineBackwardInputJvp(PositionalApply, SplineBackwardInput):
-    """`SplineBackwardInput` with forward-mode derivatives."""
-
-    @staticmethod
-    def jvp(ctx, dx, dg, dcoef, dgrid, dbase, *_):
-        x, g, coef, grid, base_weight = ctx.saved_tensors
-        b, n = ctx.activation, ctx.derivative
-        terms = []
-        if dx is not None:
-            terms.append(dx * spline_backward_input(x, g, coef, grid, base_weight, b, n + 1))
-        if dg is not None:
-            terms.append(spline_backward_input(x, dg, coef, grid, base_weight, b, n))
-        if dcoef is not None or dbase is not None:
-            terms.append(spline_backward_input(x, g, _or_zeros(dcoef, coef), grid, dbase, b, n))
-        return _sum(terms)
-
-
-class SplineBackwardCoefJvp(PositionalApply, SplineBackwardCoef):
-    """`SplineBackwardCoef` with forward-mode derivatives."""
-
-    @staticmethod
-    def jvp(ctx, dx, dw, dg, *_):
-        x, w, g, grid = ctx.saved_tensors
-        rest = (grid, ctx.spline_order, ctx.activation)
-        n, needs = ctx.derivative, (ctx.need_coef, ctx.need_base)
-        pairs = []
-        if dx is not None:
-            pairs.append(spline_backward_coef(x, _times(w, dx), g, *rest, n + 1, *needs))
-        if dw is not None:
-            pairs.append(spline_backward_coef(x, dw, g, *rest, n, *needs))
-        if dg is not None:
-            pairs.append(spline_backward_coef(x, w, dg, *rest, n, *needs))
-        return _sum([p[0] for p in pairs]), _sum([p[1] for p in pairs])
+    of_x = ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative + 1)
+    return _times(w, of_x), *ops.spline_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
 
 
 def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
@@ -261,3 +278,14 @@ def _sum(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
+
+
+register(ops.spline_forward, SplineForward.recorded, _by_tangents(ops.spline_forward, _forward_tangent), batching.forward)
+register(
+    ops.spline_backward_input,
+    _recorded_backward_input,
+    _by_tangents(ops.spline_backward_input, _backward_input_tangent),
+    batching.backward_input,
+)
+register(ops.spline_backward_coef, _recorded_backward_coef, _backward_coef_tangents_too, batching.backward_coef)
+register(ops.spline_backward, _both_backward, _both_backward, batching.one_by_one)

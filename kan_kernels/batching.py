@@ -26,35 +26,36 @@ def forward(operator, info, in_dims, arguments):
         weights = [_more_outputs(t, dim, b) for t, dim in ((coef, coef_dim), (scaler, scaler_dim), (base_weight, base_dim))]
         y = operator(x, w, *weights[:2], grid, weights[2], *rest)
         return y.view(y.shape[0], b, _outputs(coef, coef_dim)), 1
-    return _one_by_one(operator, info, in_dims, arguments)
+    return one_by_one(operator, info, in_dims, arguments)
 
 
 def backward_input(operator, info, in_dims, arguments):
     """Rule for `spline_backward_input`: x and g have rows; the outputs are summed over, so they cannot be extended."""
-    x, g, coef, grid, base_weight, *rest = arguments
+    x, g, *rest = arguments
     b = info.batch_size
-    if all(dim is None for dim in in_dims[2:5]):
-        result = operator(_more_rows(x, in_dims[0], b), _more_rows(g, in_dims[1], b), coef, grid, base_weight, *rest)
+    if all(dim is None for dim in in_dims[2:6]):
+        result = operator(_more_rows(x, in_dims[0], b), _more_rows(g, in_dims[1], b), *rest)
         return result.view(b, _rows(x, in_dims[0]), result.shape[-1]), 0
-    return _one_by_one(operator, info, in_dims, arguments)
+    return one_by_one(operator, info, in_dims, arguments)
 
 
 def backward_coef(operator, info, in_dims, arguments):
     """Rule for `spline_backward_coef`: a batch of g is more outputs; the rows are summed over."""
-    x, w, g, grid, *rest = arguments
+    x, w, g, coef, scaler, grid, *rest = arguments
     b = info.batch_size
-    if in_dims[0] is None and in_dims[1] is None and in_dims[3] is None:
-        gradients = operator(x, w, _more_outputs(g, in_dims[2], b), grid, *rest)
-        needed = rest[-2:]
+    if in_dims[0] is None and in_dims[1] is None and in_dims[5] is None:
+        wide = [_more_outputs(t, dim, b) for t, dim in zip((g, coef, scaler), in_dims[2:5], strict=True)]
+        gradients = operator(x, w, *wide, grid, *rest)
+        needed = rest[-3:]
         outputs = _outputs(g, in_dims[2])
         split = [d.view(*d.shape[:-1], b, outputs) if need else d for d, need in zip(gradients, needed, strict=True)]
         return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
-    if b > 0 and in_dims[3] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
-        return _of_few_rows(b, in_dims, *arguments)
-    return _one_by_one(operator, info, in_dims, arguments)
+    if b > 0 and scaler is None and in_dims[5] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
+        return _of_few_rows(b, in_dims, x, w, g, grid, *rest)
+    return one_by_one(operator, info, in_dims, arguments)
 
 
-def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, need_coef, need_base):
+def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, need_coef, _, need_base):
     """Every problem's gradients as the product of its bases and its g: of few rows, bases are no larger than gradients.
 
     Differentiable, as all of it is torch's.
@@ -71,7 +72,7 @@ def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, deriva
     none = x.new_empty(0)
     coef = summed(basis(rows, grid.to(wide), spline_order, derivative)) if need_coef else none
     base = summed(base_activation(rows, activation, derivative)) if need_base else none
-    return (coef, base), (0 if need_coef else None, 0 if need_base else None)
+    return (coef, none, base), (0 if need_coef else None, None, 0 if need_base else None)
 
 
 def _rows(t: Tensor, dim: int | None) -> int:
@@ -98,7 +99,9 @@ def _more_outputs(t: Tensor | None, dim: int | None, batch: int) -> Tensor | Non
     return t.flatten(-2)
 
 
-def _one_by_one(operator, info, in_dims, arguments):
+def one_by_one(operator, info, in_dims, arguments):
+    """Rule for any operator: a call per problem."""
+
     def problem(index):
         pairs = zip(arguments, in_dims, strict=True)
         return [a if dim is None else a.select(dim, index) for a, dim in pairs]

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from . import fallbacks, ops, reference
+from . import autograd, fallbacks, ops, reference  # noqa: F401 - autograd makes the operators differentiable
 from .autocast import autocast, autocast_knots
-from .autograd import spline_forward
 from .checks import check_kan_linear, rows_of
 from .refusal import refuse
 
@@ -59,10 +59,10 @@ def kan_linear(
     rows = rows_of(x)
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
-    if ops.uses_reference(x) or traced_under_functorch():
+    if ops.uses_reference(x) or traced_in_forward_mode():
         y = reference.kan_linear(rows, coef, grid.detach(), fused_weight, fused or "silu", scaler)
     else:
-        y = spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
+        y = ops.spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
     if base_weight is not None and callable(base_activation):
         if not torch.compiler.is_compiling():
             name = getattr(base_activation, "__name__", type(base_activation).__name__)
@@ -89,6 +89,6 @@ def refused(check: Callable[..., None], x: Tensor, *others: Any) -> Tensor | Non
     return None
 
 
-def traced_under_functorch() -> bool:
-    """Whether a compiler traces a transform of torch.func, in which it ignores what a Function's backward says."""
-    return torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()
+def traced_in_forward_mode() -> bool:
+    """Whether a compiler traces forward mode, in which it computes no tangents by hand."""
+    return torch.compiler.is_dynamo_compiling() and forward_ad._current_level >= 0

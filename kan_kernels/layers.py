@@ -16,7 +16,9 @@ from .initial import draw
 from .peer_names import PeerNames
 from .projection import transfer_matrix
 from .regularization import coefficient_loss, loss_arguments, norm_loss
-from .sharding import check_not_fully_sharded, local, own_part, parts_as, whole
+from .sharding import check_not_fully_sharded, is_sharded, local, own_part, parts_as, whole
+
+torch.fx.wrap("kan_linear")  # a leaf to torch.fx.symbolic_trace, as functions of torch are
 
 
 class KANLinear(PeerNames):
@@ -118,7 +120,7 @@ class KANLinear(PeerNames):
         """x (..., I) -> (..., O)."""
         scaler, base_coef = self.edge_factors()
         coef, grid = local(self.coef), local(self.grid)
-        if coef.numel() == 0:
+        if is_sharded(self.coef) and coef.numel() == 0:
             return _without_a_part((*x.shape[:-1], coef.shape[2]), x, coef, scaler, base_coef)
         return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
 

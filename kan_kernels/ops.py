@@ -90,7 +90,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _referred(name: str) -> Callable[..., Any]:
+def referred(name: str) -> Callable[..., Any]:
     """The reference's function of an operator's name."""
     return next(getattr(module, name) for module in (reference, reference_norms, reference_std) if hasattr(module, name))
 
@@ -100,7 +100,7 @@ def _register() -> torch.library.Library:
     for name, schema in _SCHEMAS.items():
         if _cpp is None:
             library.define(schema)
-        library.impl(name, _referred(name), "CompositeExplicitAutograd")
+        library.impl(name, referred(name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"kan_kernels::{name}", _SHAPES[name], lib=library)
     return library
 
@@ -129,27 +129,27 @@ def _register_triton() -> str:
     for name in _SCHEMAS:
         if name in _PARAMETER_SIZED:
             continue
-        _library.impl(name, functools.partial(_launch, name), "CUDA")
+        library.impl(name, functools.partial(_launch, name), "CUDA")
         if _interpreted:
-            _library.impl(name, functools.partial(_interpret, name), "CPU")
+            library.impl(name, functools.partial(_interpret, name), "CPU")
     return "" if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
 def _launch(name: str, *arguments: Any) -> Any:
     if triton_missing:
         fallbacks.note("the GPU runs on the reference", triton_missing)
-        return _referred(name)(*arguments)
+        return referred(name)(*arguments)
     from .gpu import launch, launch_edges
 
     return getattr(launch_edges if hasattr(launch_edges, name) else launch, name)(*arguments)
 
 
 def _interpret(name: str, *arguments: Any) -> Any:
-    return _launch(name, *arguments) if _backend == "triton" else _referred(name)(*arguments)
+    return _launch(name, *arguments) if _backend == "triton" else referred(name)(*arguments)
 
 
 _cpp, cpp_missing = _load_cpp()
-_library = _register()
+library = _register()
 triton_missing = _register_triton()
 
 spline_forward = torch.ops.kan_kernels.spline_forward.default

@@ -34,7 +34,8 @@ def edge_std_backward(
     """The gradients of the sum of r (I, O) times `edge_std`: of moments, coef, scaler and base_weight; (0,) if not needed."""
     edges = _measured(moments, coef, scaler, base_weight, rows)
     M, K = coef.shape[1], moments.shape[2] - 4
-    share = (r / (edges.std * (rows - 1))).masked_fill(edges.std == 0, 0.0).unsqueeze(1)
+    vanishes = edges.std == 0
+    share = (r / (edges.std.masked_fill(vanishes, 1.0) * (rows - 1))).masked_fill(vanishes, 0.0).unsqueeze(1)
     # Of C; the number taken from the coefficients cancels: it counts as constant.
     along = share * (edges.P - edges.mean.unsqueeze(1) * moments[:, :, K + 3 :])
     none = coef.new_empty(0)
@@ -55,15 +56,13 @@ class _Measured:
 
 
 def _measured(moments: Tensor, coef: Tensor, scaler: Tensor | None, base_weight: Tensor | None, rows: int) -> _Measured:
-    K, M = moments.shape[2] - 4, coef.shape[1]
+    K = moments.shape[2] - 4
     sums = moments[:, :, K + 3 :]
-    C = moments.new_zeros(coef.shape[0], M + 2, coef.shape[2])
-    C[:, :M] = scaled(coef.double(), scaler)
-    if base_weight is not None:
-        C[:, M] = base_weight
-    s = (sums * C).sum(1) / rows
-    C[:, :M] -= s.unsqueeze(1)
-    C[:, M + 1] = -s
+    weights = scaled(coef.double(), scaler)
+    none = torch.zeros_like(weights[:, :1])
+    base = none if base_weight is None else base_weight.double().unsqueeze(1)
+    s = (sums * torch.cat([weights, base, none], 1)).sum(1) / rows
+    C = torch.cat([weights - s.unsqueeze(1), base, -s.unsqueeze(1)], 1)
     P = _times(moments, C)
     mean = (sums * C).sum(1) / rows
     variance = ((C * P).sum(1) - rows * mean.square()) / (rows - 1)
@@ -71,7 +70,7 @@ def _measured(moments: Tensor, coef: Tensor, scaler: Tensor | None, base_weight:
     sizes = (moments[:, :, :1] * C * C).sum(1)  # of the terms that cancel
     rounding = (8 + rows**0.5 / 2) * eps  # of a sum of that many
     vanishes = variance <= (K + 1) * rounding / (rows - 1) * sizes + (16 * eps * s) ** 2
-    return _Measured(C, P, mean, variance.masked_fill(vanishes, 0.0).sqrt())
+    return _Measured(C, P, mean, variance.masked_fill(vanishes, 1.0).sqrt().masked_fill(vanishes, 0.0))
 
 
 def _times(moments: Tensor, C: Tensor) -> Tensor:

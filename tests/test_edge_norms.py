@@ -59,7 +59,7 @@ def test_second_derivatives_run_on_the_reference_and_say_so(ord):
     ours = squares(kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord, scaler=t.scaler))
     for value, truth in zip(ours, squares(dense(t, ord)), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-7, atol=1e-9)
-    assert "second derivatives of edge norms run on the reference" in fallbacks.noted()
+    assert "second derivatives and tangents of edge norms run on the reference" in fallbacks.noted()
 
 
 def test_any_leading_dimensions_and_a_module_as_activation():

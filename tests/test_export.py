@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo.testing
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim
 
 import kan_kernels as kk
@@ -56,6 +59,76 @@ def test_export(net, strict):
     }
     for rows in ROWS:
         torch.testing.assert_close(program.module()(inputs(rows)), net(inputs(rows)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_program_trains(net, strict):
+    """Its gradients are eager's, also of what is before and beside the layer."""
+    model = nn.ModuleDict({"before": nn.Linear(3, 3), "net": net, "after": nn.Linear(2, 1)})
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x):
+            h = self.parts["before"](x)
+            return self.parts["after"](self.parts["net"](h) + h[:, :2])
+
+    module = Residual()
+    program = torch.export.export(module, (inputs(7),), strict=strict).module()
+    for rebuilt in (program, torch.compile(program, backend="aot_eager")):
+        module.zero_grad()
+        module(inputs(7)).square().sum().backward()
+        expected = {name: p.grad.clone() for name, p in module.named_parameters()}
+        module.zero_grad()
+        rebuilt(inputs(7)).square().sum().backward()
+        for name, parameter in program.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name])
+            parameter.grad = None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jit_trace(net, tmp_path):
+    """Deprecated in torch, and still how many deploy."""
+    torch.jit.save(torch.jit.trace(net, inputs(7)), tmp_path / "net.pt")
+    loaded = torch.jit.load(tmp_path / "net.pt")
+    for rows in ROWS:
+        torch.testing.assert_close(loaded(inputs(rows)), net(inputs(rows)))
+    loaded(inputs(7)).sum().backward()
+    net(inputs(7)).sum().backward()
+    for own, theirs in zip(loaded.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad)
+
+
+def test_compiled_training_is_on_the_operators(net):
+    """One pass for all of a layer's gradients, as in eager mode."""
+    torch.compiler.reset()
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "kan_kernels" in str(node.target)])
+        return make_boxed_func(graph)
+
+    x = inputs(7).requires_grad_()
+    y = torch.compile(net, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(x)
+    loss = y.square().sum() + torch.compile(
+        lambda x: net.layers[0].edge_norms(x).sum() + net.layers[0].edge_norms(x, "std").sum(),
+        backend=aot_autograd(fw_compiler=keep),
+        fullgraph=True,
+    )(x)
+    loss.backward()
+    counts = {name: sum(graph.count(name) for graph in graphs) for graph in graphs for name in graph}
+    assert counts == {
+        "kan_kernels.spline_forward.default": 2,
+        "kan_kernels.spline_backward.default": 2,
+        "kan_kernels.edge_l1.default": 1,
+        "kan_kernels.edge_l1_backward.default": 1,
+        "kan_kernels.basis_moments.default": 1,
+        "kan_kernels.basis_moments_backward.default": 1,
+        "kan_kernels.edge_std.default": 1,
+        "kan_kernels.edge_std_backward.default": 1,
+    }
 
 
 ALONE = """

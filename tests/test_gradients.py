@@ -8,7 +8,7 @@ from test_reference import scipy_basis
 from tolerance import assert_twice_rule
 
 import kan_kernels as kk
-from kan_kernels import autograd, reference
+from kan_kernels import autograd, ops, reference
 
 
 def leaves(t: Tensors) -> dict[str, torch.Tensor]:
@@ -75,26 +75,29 @@ def test_gradcheck(case):
         assert torch.autograd.gradgradcheck(function, list(leaf.values()), check_batched_grad=True)
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward_input", "backward_coef"])
+@pytest.mark.parametrize("operator", ["forward", "backward_input", "backward_coef", "backward"])
 def test_every_operator_is_differentiable_in_everything(operator):
     """gradcheck and gradgradcheck of the operators themselves, the weight w included."""
-    case = Case(3, 2, 2, G=3, weighted=True, points="inside")
+    case = Case(3, 2, 2, G=3, weighted=True, scaled=True, points="inside")
     t = make(case, torch.float64)
     wanted = {
-        "forward": (t.x, t.w, t.coef, t.base_weight),
-        "backward_input": (t.x, t.g, t.coef, t.base_weight),
-        "backward_coef": (t.x, t.w, t.g),
+        "forward": (t.x, t.w, t.coef, t.scaler, t.base_weight),
+        "backward_input": (t.x, t.g, t.coef, t.scaler, t.base_weight),
+        "backward_coef": (t.x, t.w, t.g, t.coef, t.scaler),
+        "backward": (t.x, t.w, t.g, t.coef, t.scaler, t.base_weight),
     }[operator]
 
     def function(*v):
         if operator == "forward":
-            return autograd.spline_forward(v[0], v[1], v[2], None, t.grid, v[3], "silu", 0)
+            return ops.spline_forward(*v[:4], t.grid, v[4], "silu", 0)
         if operator == "backward_input":
-            return autograd.spline_backward_input(v[0], v[1], v[2], t.grid, v[3], "silu", 0)
-        return autograd.spline_backward_coef(v[0], v[1], v[2], t.grid, 3, "silu", 0, True, True)
+            return ops.spline_backward_input(*v[:4], t.grid, v[4], "silu", 0)
+        if operator == "backward_coef":
+            return ops.spline_backward_coef(*v, t.grid, 3, "silu", 0, True, True, True)
+        return ops.spline_backward(*v[:5], t.grid, v[5], "silu", 0, True, True, True)
 
     inputs = [v.clone().requires_grad_() for v in wanted]
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, inputs)
 
 

@@ -294,3 +294,31 @@ def test_default_device(x):
         layer = layer.refine(10)
         layer.reset_parameters()
     assert layer(x).isfinite().all()
+
+
+def test_flops_are_counted(net, x):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    per_row = 2 * (3 * 5 + 5 * 2) * (3 + 1 + 1)  # K+1 bases and the base activation of every edge
+    with FlopCounterMode(display=False) as forward:
+        y = net(x)
+    assert forward.get_total_flops() == 63 * per_row
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 63 * (2 * per_row - 2 * 3 * 5 * 5)  # the net's inputs need no gradient
+    with FlopCounterMode(display=False) as norms:
+        net.layers[0].edge_norms(x).sum().backward()
+    assert norms.get_total_flops() == 63 * 2 * 3 * 5 * 5 * 3
+    with FlopCounterMode(display=False) as moments:
+        net.layers[0].edge_norms(x, "std")
+    assert moments.get_total_flops() > 0
+
+
+def test_symbolic_trace(net, x):
+    """A layer is a call of `kan_linear` to torch.fx; a net needs its flag."""
+    model = nn.Sequential(nn.Linear(3, 3), kk.KANLinear(3, 2))
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), model(x))
+    assert kk.kan_linear in {node.target for node in traced.graph.nodes}
+    traced = torch.fx.symbolic_trace(net, concrete_args={"update_grid": False})
+    assert torch.equal(traced(x), net(x))

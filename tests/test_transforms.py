@@ -3,11 +3,18 @@
 import pytest
 import torch
 from cases import Case, make
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import kan_kernels as kk
 from kan_kernels import ops
+
+
+def make_boxed_func_of(backend):
+    return lambda graph, inputs: make_boxed_func(backend(graph, inputs))
+
 
 CASE = Case(7, 3, 5, scaled=True, knots="adaptive")
 
@@ -116,19 +123,64 @@ def test_per_sample_gradients_are_as_accurate_as_single_ones(dtype):
     assert none["coef"].shape == (0, *layer.coef.shape)
 
 
+NESTED = {
+    "jacfwd of jacfwd": lambda f: jacfwd(jacfwd(f)),
+    "jacfwd of hessian": lambda f: jacfwd(hessian(f)),
+    "jacrev of jacfwd of jacfwd": lambda f: jacrev(jacfwd(jacfwd(f))),
+    "jvp of jvp": lambda f: lambda x: jvp(lambda y: jvp(f, (y,), (x,))[1], (x,), (torch.ones_like(x),))[1],
+    "forward Laplacian of a batch": lambda f: lambda x: vmap(jacfwd(jacfwd(f)))(torch.stack([x, 2 * x])),
+}
+
+
+@pytest.mark.parametrize("order", NESTED)
+def test_nested_forward_mode(net, t, order):
+    """Which a torch.autograd.Function with a jvp gets silently wrong: zeros."""
+    function = NESTED[order](lambda x: net(x).square().sum())
+    value = function(t.x[0])
+    assert value.abs().max() > 1e-3
+    close(value, reference_of(function, t.x[0]))
+
+
+def test_nested_forward_mode_in_parameters(net, t):
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def mixed(coef, scaler):
+        changed = parameters | {"layers.0.coef": coef, "layers.0.scaler": scaler}
+        return functional_call(net, changed, (t.x,)).square().sum()
+
+    function = jacfwd(jacfwd(mixed, 0), 1)
+    arguments = parameters["layers.0.coef"], parameters["layers.0.scaler"]
+    assert function(*arguments).abs().max() > 1e-3
+    close(function(*arguments), reference_of(function, *arguments))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_transforms_inside_of_compiled_code(net, t):
-    """On the reference: the compiler would ignore our backward."""
+    """On the operators; forward mode on the reference."""
     torch.use_deterministic_algorithms(False)
     parameters = {name: p.detach() for name, p in net.named_parameters()}
+    operators = []
+
+    def backend(graph, inputs):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
 
     def loss(parameters, x):
         return functional_call(net, parameters, (x.unsqueeze(0),)).square().sum()
 
     for function, x in ((grad(loss), t.x[0]), (vmap(grad(loss), in_dims=(None, 0)), t.x)):
-        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(parameters, x)
-        for name, value in function(parameters, x).items():
-            close(compiled[name], value)
+        for kind in ("aot_eager", aot_autograd(fw_compiler=make_boxed_func_of(backend))):
+            compiled = torch.compile(function, backend=kind, fullgraph=True)(parameters, x)
+            for name, value in function(parameters, x).items():
+                close(compiled[name], value)
+    assert {name for name in operators if "kan_kernels" in name} == {
+        "kan_kernels.spline_forward.default",
+        "kan_kernels.spline_backward_input.default",
+        "kan_kernels.spline_backward_coef.default",
+    }
+    torch.compiler.reset()
+    for function in (lambda x: jvp(net, (x,), (torch.ones_like(x),))[1], jacfwd(net)):
+        close(torch.compile(function, backend="aot_eager", fullgraph=True)(t.x), function(t.x))
 
 
 def test_vmap_of_hessian(net, t):
@@ -165,7 +217,7 @@ def test_compile(net):
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_opcheck(weighted):
-    """Schemas, fake tensors and tracing of the three operators."""
+    """Schemas, fake tensors, autograd and tracing of the operators."""
     t = make(Case(7, 3, 5, scaled=True, weighted=weighted), torch.float32)
     base = t.base_weight if weighted else None
     torch.library.opcheck(ops.spline_forward, (t.x, t.w, t.coef, t.scaler, t.grid, base, "silu", 1))
@@ -173,6 +225,59 @@ def test_opcheck(weighted):
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         arguments = (t.x, t.w, t.g, t.coef, t.scaler, t.grid, 3, "silu", 0, *needs)
         torch.library.opcheck(ops.spline_backward_coef, arguments)
+        torch.library.opcheck(ops.spline_backward, (t.x, t.w, t.g, t.coef, t.scaler, t.grid, base, "silu", 0, *needs))
+    edges = (t.x, t.coef, t.scaler, t.grid, base, "silu")
+    torch.library.opcheck(ops.edge_l1, edges)
+    torch.library.opcheck(ops.edge_l1_backward, (*edges, torch.rand(3, 5), True, True, True, weighted))
+    moments = ops.basis_moments(t.x, t.grid, 3, "silu")
+    torch.library.opcheck(ops.basis_moments, (t.x, t.grid, 3, "silu"))
+    torch.library.opcheck(ops.basis_moments_backward, (t.x, t.grid, 3, "silu", moments))
+    torch.library.opcheck(ops.edge_std, (moments, t.coef, t.scaler, base, 7))
+    torch.library.opcheck(
+        ops.edge_std_backward, (moments, t.coef, t.scaler, base, 7, torch.rand(3, 5), True, True, True, weighted)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert", "ignore:.torch.jit.script. is deprecated")  # linearize
+def test_batched_tangents_and_gradients(net, t):
+    _, tangent = torch.func.linearize(net, t.x)
+    directions = torch.randn(4, *t.x.shape, dtype=torch.float64)
+    close(vmap(tangent)(directions), torch.stack([tangent(d) for d in directions]))
+    y = net(t.x.requires_grad_())
+    wanted = [t.x, *net.parameters()]
+    many = torch.randn(4, *y.shape, dtype=torch.float64)
+    together = torch.autograd.grad(y, wanted, many, is_grads_batched=True, retain_graph=True)
+    for k in range(4):
+        for own, alone in zip(together, torch.autograd.grad(y, wanted, many[k], retain_graph=True), strict=True):
+            close(own[k], alone)
+
+
+@pytest.mark.parametrize("ord", ["l1", "std"])
+def test_edge_norms(net, t, ord):
+    """A batch, gradients, tangents and second derivatives of norms."""
+    layer = net.layers[0]
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def norms(x, parameters):
+        coef, base, scaler = (parameters[name] for name in ("coef", "base_coef", "scaler"))
+        return kk.edge_norms(x, coef, layer.grid, base, ord, scaler=scaler)
+
+    many = torch.randn(4, 9, 3, dtype=torch.float64)
+    close(vmap(norms, in_dims=(0, None))(many, parameters), torch.stack([norms(x, parameters) for x in many]))
+    several = {name: torch.stack([p, 2 * p, -p]) for name, p in parameters.items()}
+    close(
+        vmap(norms, in_dims=(None, 0))(t.x, several),
+        torch.stack([norms(t.x, {name: p[k] for name, p in several.items()}) for k in range(3)]),
+    )
+    for transform in (grad, jacfwd, hessian, lambda f: vmap(grad(f))):
+        x = torch.stack([t.x, 0.5 * t.x]) if transform not in (grad, jacfwd, hessian) else t.x
+        function = transform(lambda x: norms(x, parameters).square().sum())
+        torch.testing.assert_close(function(x), reference_of(function, x), rtol=1e-8, atol=1e-9)
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+    function = lambda p: norms(t.x, p)  # noqa: E731
+    torch.testing.assert_close(
+        jvp(function, (parameters,), (tangents,))[1], reference_of(jvp, function, (parameters,), (tangents,))[1]
+    )
 
 
 def test_a_tensor_that_outlived_its_transform(net, t):
@@ -192,6 +297,7 @@ def test_vmap_over_nothing(t, in_dims):
         return kk.kan_linear(x, coef, t.grid, t.base_weight)
 
     assert vmap(function, in_dims=in_dims)(x, coef).shape == (0, 7, 5)
+    assert vmap(kk.KANLinear(4, 3))(torch.rand(0, 4)).shape == (0, 3)
     for argnum, like in ((0, t.x), (1, t.coef)):
         gradient = vmap(grad(lambda x, coef: function(x, coef).sum(), argnums=argnum), in_dims=in_dims)(x, coef)
         assert gradient.shape == (0, *like.shape)

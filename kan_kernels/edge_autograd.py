@@ -1,0 +1,83 @@
+"""The derivatives of what is asked about edges: gradients by the kernels, second ones and tangents by the reference.
+
+The reference is dense in rows, features and outputs: what runs on it is noted as a fallback.
+"""
+
+from typing import Any
+
+import torch
+
+from . import batching, fallbacks, ops
+from .autograd import Differentiable, register
+
+
+class EdgeL1(Differentiable):
+    """Inputs x, coef, scaler, grid, base_weight, activation."""
+
+    operator = ops.edge_l1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.activation = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, r):
+        needs = [ctx.needs_input_grad[k] for k in (0, 1, 2, 4)]
+        gradients = ops.edge_l1_backward(*ctx.saved_tensors, ctx.activation, r, *needs)
+        grad_x, grad_coef, grad_scaler, grad_base = _wanted(gradients, needs)
+        return grad_x, grad_coef, grad_scaler, None, grad_base, None
+
+
+class BasisMoments(Differentiable):
+    """Inputs x, grid, K, activation."""
+
+    operator = ops.basis_moments
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, grid, ctx.spline_order, ctx.activation = inputs
+        ctx.save_for_backward(x, grid)
+
+    @staticmethod
+    def backward(ctx, r):
+        return ops.basis_moments_backward(*ctx.saved_tensors, ctx.spline_order, ctx.activation, r), None, None, None
+
+
+class EdgeStd(Differentiable):
+    """Inputs moments, coef, scaler, base_weight, rows."""
+
+    operator = ops.edge_std
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.rows = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, r):
+        needs = ctx.needs_input_grad[:4]
+        return *_wanted(ops.edge_std_backward(*ctx.saved_tensors, ctx.rows, r, *needs), needs), None
+
+
+def _wanted(gradients, needs):
+    return (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+
+
+def _by_reference(operator: Any) -> Any:
+    """The reference's function, which torch differentiates in every mode."""
+    name = operator._schema.name.partition("::")[2]
+    function = ops.referred(name)
+
+    def computed(*arguments: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            fallbacks.note("second derivatives and tangents of edge norms run on the reference", "the kernels give gradients")
+        return function(*arguments)
+
+    return computed
+
+
+for _function in (EdgeL1, BasisMoments, EdgeStd):
+    register(_function.operator, _function.recorded, _by_reference(_function.operator), batching.one_by_one)
+for _operator in (ops.edge_l1_backward, ops.basis_moments_backward, ops.edge_std_backward):
+    register(_operator, _by_reference(_operator), _by_reference(_operator), batching.one_by_one)
