@@ -18,6 +18,8 @@ def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activa
     check_floating("x", x)
     check_floating("coef", coef)
     check_floating("grid", grid)
+    if x.layout is not torch.strided or x.is_nested:
+        raise TypeError(f"x: expected a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
     if x.dim() < 1:
         raise ValueError(f"x: expected at least one dimension {_SIZE_NAMES['x']}, got a scalar")
     _check_rank("coef", coef, 3)
@@ -73,8 +75,6 @@ def check_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {value.dtype}")
-    if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
 
 def check_grid(grid: Any, features: int, spline_order: int) -> None:

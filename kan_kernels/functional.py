@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import autograd, fallbacks, ops, reference  # noqa: F401 - autograd makes the operators differentiable
+from . import fallbacks, ops, reference
 from .autocast import autocast, autocast_knots
+from .autograd import spline_forward
 from .checks import check_kan_linear, rows_of
 from .refusal import refuse
 
@@ -62,7 +63,7 @@ def kan_linear(
     if ops.uses_reference(x) or traced_in_forward_mode():
         y = reference.kan_linear(rows, coef, grid.detach(), fused_weight, fused or "silu", scaler)
     else:
-        y = ops.spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
+        y = spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
     if base_weight is not None and callable(base_activation):
         if not torch.compiler.is_compiling():
             name = getattr(base_activation, "__name__", type(base_activation).__name__)

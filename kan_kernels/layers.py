@@ -118,15 +118,19 @@ class KANLinear(PeerNames):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
+        coef, grid = self.coef, self.grid
         scaler, base_coef = self.edge_factors()
-        coef, grid = local(self.coef), local(self.grid)
-        if is_sharded(self.coef) and coef.numel() == 0:
-            return _without_a_part((*x.shape[:-1], coef.shape[2]), x, coef, scaler, base_coef)
+        if is_sharded(coef):
+            coef, grid = local(coef), local(grid)
+            if coef.numel() == 0:
+                return _without_a_part((*x.shape[:-1], coef.shape[2]), x, coef, scaler, base_coef)
         return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
 
     def edge_factors(self) -> tuple[Tensor | None, Tensor | None]:
         """The scaler and base_coef with the mask on them; of a sharded layer, this rank's."""
-        scaler, base_coef, mask = local(self.scaler), local(self.base_coef), local(self.mask)
+        scaler, base_coef, mask = self.scaler, self.base_coef, self.mask
+        if is_sharded(scaler) or is_sharded(base_coef) or is_sharded(mask):
+            scaler, base_coef, mask = local(scaler), local(base_coef), local(mask)
         if mask is None:
             return scaler, base_coef
         mask = mask.to(self.coef.dtype)  # a buffer, which mixed precision leaves in its type
