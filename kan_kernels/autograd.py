@@ -8,7 +8,9 @@ A Python kernel on torch's Autograd key serves every operator (a tangent is comp
 torch computes no further tangents, so that nested forward mode would be silently zero).
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -20,22 +22,47 @@ from . import batching, flops, ops, reference
 from .reference import scaled
 
 _counted = False
+_recording = threading.local()  # the dual tensors of a Function that is being recorded
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 # Not public; where a torch has no such questions, it is asked what it costs more to do.
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
+@contextmanager
+def _recording_of(duals: tuple[Any, ...] | None) -> Iterator[None]:
+    before, _recording.duals = getattr(_recording, "duals", None), duals
+    try:
+        yield
+    finally:
+        _recording.duals = before
+
+
 class Differentiable(Function):
-    """An operator that autograd records. Subclasses have its `setup_context` and `backward`."""
+    """An operator that autograd records. Subclasses have its `kept` and `backward`."""
 
     operator: ClassVar[Any]
+
+    @staticmethod
+    def kept(ctx: Any, inputs: tuple[Any, ...]) -> None:
+        """Keep of the inputs what `backward` reads."""
+        raise NotImplementedError
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        cls.kept(ctx, getattr(_recording, "duals", None) or inputs)
+
+    @classmethod
+    def recorded_with_tangents(cls, duals: tuple[Any, ...], primals: list[Any]) -> Any:
+        """Record the primals; the backward reads the dual tensors, so that gradients have tangents."""
+        with _recording_of(duals):
+            return cls.recorded(*primals)
 
     @classmethod
     def forward(cls, *arguments: Any) -> Any:
         if not _functorch_is_active():
             return below(cls.operator, *arguments)
-        # A Function turns both modes off, for functorch's lower levels too.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        # A Function turns both modes off, for functorch's lower levels too, which record Functions of their own.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _recording_of(None):
             return below(cls.operator, *arguments)
 
     @classmethod
@@ -52,9 +79,13 @@ def _plain() -> bool:
     """Whether no transform, tangent, tracer or compiler is under way."""
     if torch.compiler.is_compiling() or _transformed() or torch._C._get_tracing_state():
         return False
+    _count_flops()
+    return True
+
+
+def _count_flops() -> None:
     global _counted
     _counted = _counted or flops.register_if_counted()
-    return True
 
 
 def _transformed() -> bool:
@@ -87,9 +118,10 @@ def register(
     """
 
     def kernel(*arguments: Any) -> Any:
+        _count_flops()
         if forward_ad._current_level >= 0 and any(t is not None for t in tangents_of(arguments)):
             return tangents_too(*arguments)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        if _is_recorded(arguments):
             return recorded(*arguments)
         return below(operator, *arguments)
 
@@ -103,17 +135,25 @@ def tangents_of(arguments: tuple[Any, ...]) -> list[Tensor | None]:
     return [forward_ad.unpack_dual(a).tangent if isinstance(a, Tensor) else None for a in arguments]
 
 
-def _by_tangents(operator: Any, tangent: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator on dual tensors; tangent(primals, tangents) is that of its result, or of every one of its results."""
+def _by_tangents(function: type[Differentiable], tangent: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator on dual tensors; tangent(primals, tangents) is that of its result, or of every one of its results."""
 
     def tangents_too(*arguments: Any) -> Any:
         primals = [forward_ad.unpack_dual(a).primal if isinstance(a, Tensor) else a for a in arguments]
-        values, tangents = operator(*primals), tangent(primals, tangents_of(arguments))
+        if _is_recorded(arguments):
+            values = function.recorded_with_tangents(arguments, primals)
+        else:
+            values = below(function.operator, *primals)
+        tangents = tangent(primals, tangents_of(arguments))
         if isinstance(values, Tensor):
             return forward_ad.make_dual(values, tangents)
         return tuple(forward_ad.make_dual(value, t) for value, t in zip(values, tangents, strict=True))
 
     return tangents_too
+
+
+def _is_recorded(arguments: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def _times(w: Tensor | None, gradient: Tensor) -> Tensor:
@@ -126,7 +166,7 @@ class SplineForward(Differentiable):
     operator = ops.spline_forward
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         *tensors, ctx.activation, ctx.derivative = inputs
         ctx.save_for_backward(*tensors)
 
@@ -183,7 +223,7 @@ class SplineBackwardInput(Differentiable):
     operator = ops.spline_backward_input
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         *tensors, ctx.activation, ctx.derivative = inputs
         ctx.save_for_backward(*tensors)
 
@@ -206,19 +246,24 @@ def _recorded_backward_input(x, g, coef, scaler, grid, base_weight, activation, 
     return SplineBackwardInput.recorded(x, g, scaled(coef, scaler), None, grid, base_weight, activation, derivative)
 
 
+def _backward_input_tangents_too(x, g, coef, scaler, *rest):
+    return _dual_backward_input(x, g, scaled(coef, scaler), None, *rest)
+
+
 def _backward_input_tangent(primals, tangents):
-    x, g, coef, scaler, grid, base_weight, b, n = primals
-    dx, dg, dcoef, dscaler, _, dbase, *_ = tangents
+    x, g, coef, _, grid, base_weight, b, n = primals
+    dx, dg, dcoef, _, _, dbase, *_ = tangents
     terms = []
     if dx is not None:
-        terms.append(dx * ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, b, n + 1))
+        terms.append(dx * ops.spline_backward_input(x, g, coef, None, grid, base_weight, b, n + 1))
     if dg is not None:
-        terms.append(ops.spline_backward_input(x, dg, coef, scaler, grid, base_weight, b, n))
+        terms.append(ops.spline_backward_input(x, dg, coef, None, grid, base_weight, b, n))
     if dcoef is not None or dbase is not None:
-        terms.append(ops.spline_backward_input(x, g, _or_zeros(dcoef, coef), scaler, grid, dbase, b, n))
-    if dscaler is not None:
-        terms.append(ops.spline_backward_input(x, g, coef, dscaler, grid, None, b, n))
+        terms.append(ops.spline_backward_input(x, g, _or_zeros(dcoef, coef), None, grid, dbase, b, n))
     return _sum(terms)
+
+
+_dual_backward_input = _by_tangents(SplineBackwardInput, _backward_input_tangent)
 
 
 class SplineBackwardCoef(Differentiable):
@@ -227,7 +272,7 @@ class SplineBackwardCoef(Differentiable):
     operator = ops.spline_backward_coef
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         x, w, g, _, _, grid, ctx.spline_order, ctx.activation, ctx.derivative, ctx.need_coef, _, ctx.need_base = inputs
         ctx.save_for_backward(x, w, g, grid)
 
@@ -284,7 +329,7 @@ def _backward_coef_tangent(primals, tangents):
     return [_sum(list(terms)) for terms in zip(*triples, strict=True)]
 
 
-_dual_backward_coef = _by_tangents(ops.spline_backward_coef, _backward_coef_tangent)
+_dual_backward_coef = _by_tangents(SplineBackwardCoef, _backward_coef_tangent)
 
 
 def _both_backward(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
@@ -305,11 +350,11 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-register(ops.spline_forward, SplineForward.recorded, _by_tangents(ops.spline_forward, _forward_tangent), batching.forward)
+register(ops.spline_forward, SplineForward.recorded, _by_tangents(SplineForward, _forward_tangent), batching.forward)
 register(
     ops.spline_backward_input,
     _recorded_backward_input,
-    _by_tangents(ops.spline_backward_input, _backward_input_tangent),
+    _backward_input_tangents_too,
     batching.backward_input,
 )
 register(ops.spline_backward_coef, _recorded_backward_coef, _backward_coef_tangents_too, batching.backward_coef)

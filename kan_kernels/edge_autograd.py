@@ -17,7 +17,7 @@ class EdgeL1(Differentiable):
     operator = ops.edge_l1
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         *tensors, ctx.activation = inputs
         ctx.save_for_backward(*tensors)
 
@@ -35,7 +35,7 @@ class BasisMoments(Differentiable):
     operator = ops.basis_moments
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         x, grid, ctx.spline_order, ctx.activation = inputs
         ctx.save_for_backward(x, grid)
 
@@ -50,7 +50,7 @@ class EdgeStd(Differentiable):
     operator = ops.edge_std
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def kept(ctx, inputs):
         *tensors, ctx.rows = inputs
         ctx.save_for_backward(*tensors)
 

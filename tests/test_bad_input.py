@@ -26,11 +26,17 @@ def call(**changed):
     return kk.kan_linear(x, coef, grid, values.pop("base_weight"), **values)
 
 
+def ragged():
+    return torch.nested.nested_tensor([torch.zeros(2, I), torch.zeros(3, I)], layout=torch.jagged)
+
+
 TENSORS = [
     ("x", [[0.0] * I], TypeError, "x: expected a torch.Tensor, got list"),
     ("x", None, TypeError, "x: expected a torch.Tensor, got NoneType"),
     ("x", torch.zeros(4, I, dtype=torch.int64), TypeError, "x: expected a floating-point dtype .* got torch.int64"),
     ("x", torch.zeros(4, I, dtype=torch.complex64), TypeError, "x: expected a floating-point dtype .* got torch.complex64"),
+    ("x", torch.zeros(4, I).to_sparse(), TypeError, "x: expected a dense tensor, got torch.sparse_coo"),
+    ("x", ragged(), TypeError, "x: expected a dense tensor, got a nested one"),
     ("x", torch.tensor(0.0), ValueError, r"x: expected at least one dimension \(..., I\), got a scalar"),
     ("x", torch.zeros(4, I + 1), ValueError, r"x: expected 3 features .* got shape \(4, 4\)"),
     (

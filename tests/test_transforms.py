@@ -350,3 +350,24 @@ def test_errors_keep_their_types_and_messages(net, way, bad):
         net(make())
     with pytest.raises(error, match=message):
         WAYS[way](net, make())
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_forward_over_reverse_without_levels(net, t, vectorize):
+    """A dual tensor that requires a gradient: the gradient has the tangent."""
+    direction = torch.randn_like(t.x)
+
+    def gradient_and_tangent():
+        x = t.x.clone().requires_grad_()
+        with forward_ad.dual_level():
+            (gradient,) = torch.autograd.grad(net(forward_ad.make_dual(x, direction)).sum(), x, create_graph=True)
+            return forward_ad.unpack_dual(gradient)
+
+    def hessian_of(x):
+        options = {"outer_jacobian_strategy": "forward-mode", "vectorize": True} if vectorize else {}
+        return torch.autograd.functional.hessian(lambda x: net(x).sum(), x, **options)
+
+    close(hessian_of(t.x), reference_of(hessian_of, t.x))
+    (expected,) = torch.autograd.functional.hvp(lambda x: net(x).sum(), t.x, direction)[1:]
+    close(gradient_and_tangent().tangent, expected)
+    close(gradient_and_tangent().primal, grad(lambda x: net(x).sum())(t.x))
