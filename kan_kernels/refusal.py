@@ -35,4 +35,5 @@ torch.library.register_fake("kan_kernels_checks::refuse", _raise_to_the_compiler
 def refuse(x: object, error: TypeError | ValueError) -> Tensor:
     """Raise an error that a check raised while code was traced."""
     like = x if isinstance(x, Tensor) else torch.zeros(())
-    return torch.ops.kan_kernels_checks.refuse.default(like, type(error).__name__, error.args[0])
+    kind = "TypeError" if isinstance(error, TypeError) else "ValueError"  # its type's name is not in old compilers' reach
+    return torch.ops.kan_kernels_checks.refuse.default(like, kind, error.args[0])

@@ -335,16 +335,10 @@ WAYS = {
 }
 
 
-UNBROKEN = ("compile, fullgraph", "compile, dynamic", "export")
-OLD_COMPILER = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", BAD)
 def test_errors_keep_their_types_and_messages(net, way, bad):
     make, error, message = BAD[bad]
-    if OLD_COMPILER and way in UNBROKEN:
-        pytest.skip("compilers before torch 2.13 put errors of their own around it")
     torch.compiler.reset()
     with pytest.raises(error, match=message):
         net(make())
