@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import batching, flops, ops, reference
 from .reference import scaled
@@ -37,10 +38,15 @@ def _recording_of(duals: tuple[Any, ...] | None) -> Iterator[None]:
         _recording.duals = before
 
 
-class Differentiable(Function):
-    """An operator that autograd records. Subclasses have its `kept` and `backward`."""
+class Differentiable(_SingleLevelFunction):
+    """An operator that autograd records. Subclasses have its `kept` and `backward`.
+
+    Not a `torch.autograd.Function`, whose `apply` leads away to functorch's levels, and binds default arguments first, a third
+    of a small layer's time; this is what torch itself makes of one for every level.
+    """
 
     operator: ClassVar[Any]
+    apply: ClassVar[Callable[..., Any]]
 
     @staticmethod
     def kept(ctx: Any, inputs: tuple[Any, ...]) -> None:
@@ -67,12 +73,10 @@ class Differentiable(Function):
 
     @classmethod
     def recorded(cls, *arguments: Any) -> Any:
-        # `Function.apply` binds default arguments first, a third of a small layer's time, and asks functorch, whose levels
-        # the dispatcher is at already.
         if not _functorch_is_active():
-            return super(Function, cls).apply(*arguments)  # type: ignore[misc]
-        with enable_single_level_autograd_function():
-            return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+            return cls.apply(*arguments)
+        with enable_single_level_autograd_function():  # the dispatcher is at one of functorch's levels already
+            return cls.apply(*arguments)
 
 
 def _plain() -> bool:
@@ -198,7 +202,7 @@ def spline_forward(*arguments):
     if not _plain():
         return ops.spline_forward(*arguments)
     if torch.is_grad_enabled():
-        return super(Function, SplineForward).apply(*arguments)
+        return SplineForward.apply(*arguments)
     return below(ops.spline_forward, *arguments)
 
 
