@@ -57,6 +57,10 @@ class Differentiable(_SingleLevelFunction):
     def setup_context(cls, ctx, inputs, output):
         cls.kept(ctx, getattr(_recording, "duals", None) or inputs)
 
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        return (ctx._autograd_function_id,)  # as torch.autograd.Function's
+
     @classmethod
     def recorded_with_tangents(cls, duals: tuple[Any, ...], primals: list[Any]) -> Any:
         """Record the primals; the backward reads the dual tensors, so that gradients have tangents."""
@@ -150,10 +154,14 @@ def _by_tangents(function: type[Differentiable], tangent: Callable[..., Any]) ->
             values = below(function.operator, *primals)
         tangents = tangent(primals, tangents_of(arguments))
         if isinstance(values, Tensor):
-            return forward_ad.make_dual(values, tangents)
-        return tuple(forward_ad.make_dual(value, t) for value, t in zip(values, tangents, strict=True))
+            return _dual(values, tangents)
+        return tuple(_dual(value, t) for value, t in zip(values, tangents, strict=True))
 
     return tangents_too
+
+
+def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:
+    return value if tangent is None else forward_ad.make_dual(value, tangent)
 
 
 def _is_recorded(arguments: tuple[Any, ...]) -> bool:
@@ -330,7 +338,7 @@ def _backward_coef_tangent(primals, tangents):
         triples.append(ops.spline_backward_coef(x, dw, g, None, None, *rest, n, *needs))
     if dg is not None:
         triples.append(ops.spline_backward_coef(x, w, dg, None, None, *rest, n, *needs))
-    return [_sum(list(terms)) for terms in zip(*triples, strict=True)]
+    return [_sum(list(terms)) for terms in zip(*triples, strict=True)] if triples else [None, None, None]
 
 
 _dual_backward_coef = _by_tangents(SplineBackwardCoef, _backward_coef_tangent)
@@ -347,7 +355,9 @@ def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if tangent is None else tangent
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
+def _sum(terms: list[Tensor]) -> Tensor | None:
+    if not terms:  # only arguments that do not matter have tangents
+        return None
     total = terms[0]
     for term in terms[1:]:
         total = total + term

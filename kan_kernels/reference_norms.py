@@ -6,6 +6,7 @@ features and outputs; sizes as in `reference`.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .reference import base_activation, basis, scaled, spline_order
 
@@ -74,17 +75,15 @@ def basis_moments(x: Tensor, grid: Tensor, spline_order: int, activation: str) -
     x, K = x.double(), spline_order
     bases, b = basis(x, grid.double(), K), base_activation(x, activation)
     M, e = bases.shape[2], 1 - bases.sum(-1)
-    moments = x.new_zeros(x.shape[1], M + 2, K + 4)
-    for d in range(min(K + 1, M)):
-        moments[:, : M - d, d] = (bases[..., : M - d] * bases[..., d:]).sum(0)
-    moments[:, :M, K + 1] = (bases * b.unsqueeze(-1)).sum(0)
-    moments[:, :M, K + 2] = (bases * e.unsqueeze(-1)).sum(0)
-    moments[:, :M, K + 3] = bases.sum(0)
-    for row, value in ((M, b), (M + 1, e)):
-        moments[:, row, 0] = (value * value).sum(0)
-        moments[:, row, K + 3] = value.sum(0)
-    moments[:, M, K + 2] = (b * e).sum(0)
-    return moments
+    squares, sums = ([value.sum(0).unsqueeze(1) for value in pair] for pair in ((b * b, e * e), (b, e)))
+    columns = [torch.cat([(bases * bases).sum(0), *squares], 1)]
+    columns += [
+        pad((bases[..., : max(0, M - d)] * bases[..., min(d, M) :]).sum(0), (0, min(d, M) + 2)) for d in range(1, K + 1)
+    ]
+    columns.append(pad((bases * b.unsqueeze(-1)).sum(0), (0, 2)))
+    columns.append(pad(torch.cat([(bases * e.unsqueeze(-1)).sum(0), (b * e).sum(0).unsqueeze(1)], 1), (0, 1)))
+    columns.append(torch.cat([bases.sum(0), *sums], 1))
+    return torch.stack(columns, 2)
 
 
 def basis_moments_backward(x: Tensor, grid: Tensor, spline_order: int, activation: str, r: Tensor) -> Tensor:

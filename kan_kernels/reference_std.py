@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .reference import scaled
 
@@ -78,23 +79,18 @@ def _times(moments: Tensor, C: Tensor) -> Tensor:
     P = moments[:, :, :1] * C
     for d in range(1, min(K + 1, M)):
         band = moments[:, : M - d, d : d + 1]
-        P[:, : M - d] += band * C[:, d:M]
-        P[:, d:M] += band * C[:, : M - d]
+        P = P + pad(band * C[:, d:M], (0, 0, 0, d + 2)) + pad(band * C[:, : M - d], (0, 0, d, 2))
     border = moments[:, :M, K + 1 : K + 3]
-    P[:, :M] += border @ C[:, M:]
-    P[:, M:] += border.transpose(1, 2) @ C[:, :M]
-    P[:, M:] += moments[:, M, K + 2].view(-1, 1, 1) * C[:, M:].flip(1)
-    return P
+    corner = moments[:, M, K + 2].view(-1, 1, 1) * C[:, M:].flip(1)
+    return P + torch.cat([border @ C[:, M:], border.transpose(1, 2) @ C[:, :M] + corner], 1)
 
 
 def _moments_gradient(moments: Tensor, edges: _Measured, share: Tensor) -> Tensor:
     K, M = moments.shape[2] - 4, moments.shape[1] - 2
     C, weighted = edges.C, share * edges.C
-    gradient = torch.zeros_like(moments)
-    gradient[:, :, 0] = (weighted * C).sum(2) / 2
-    for d in range(1, min(K + 1, M)):
-        gradient[:, : M - d, d] = (weighted[:, : M - d] * C[:, d:M]).sum(2)
-    gradient[:, :M, K + 1 : K + 3] = weighted[:, :M] @ C[:, M:].transpose(1, 2)
-    gradient[:, M, K + 2] = (weighted[:, M] * C[:, M + 1]).sum(1)
-    gradient[:, :, K + 3] = -(weighted * edges.mean.unsqueeze(1)).sum(2)
-    return gradient
+    columns = [(weighted * C).sum(2) / 2]
+    columns += [pad((weighted[:, : max(0, M - d)] * C[:, min(d, M) : M]).sum(2), (0, min(d, M) + 2)) for d in range(1, K + 1)]
+    border = pad(weighted[:, :M] @ C[:, M:].transpose(1, 2), (0, 0, 0, 2))
+    corner = pad((weighted[:, M : M + 1] * C[:, M + 1 :]).sum(2), (M, 1))
+    columns += [border[..., 0], border[..., 1] + corner, -(weighted * edges.mean.unsqueeze(1)).sum(2)]
+    return torch.stack(columns, 2)

@@ -365,3 +365,45 @@ def test_forward_over_reverse_without_levels(net, t, vectorize):
     (expected,) = torch.autograd.functional.hvp(lambda x: net(x).sum(), t.x, direction)[1:]
     close(gradient_and_tangent().tangent, expected)
     close(gradient_and_tangent().primal, grad(lambda x: net(x).sum())(t.x))
+
+
+def test_tangents_that_do_not_matter(t):
+    """A linear loss's Hessian, and the knots' tangents, are zero."""
+
+    def linear(coef, base_weight):
+        return kk.kan_linear(t.x, coef, t.grid, base_weight).sum()
+
+    second = hessian(linear, (0, 1))(t.coef, t.base_weight)
+    assert not any(part.any() for row in second for part in row)
+    assert not jvp(lambda grid: kk.kan_linear(t.x, t.coef, grid, t.base_weight), (t.grid,), (t.grid,))[1].any()
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert", "ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("ord", ["l1", "std"])
+def test_linearized_norms(t, ord):
+    for k in range(2):
+
+        def norms(value, k=k):
+            x, coef = (value, t.coef) if k == 0 else (t.x, value)
+            return kk.edge_norms(x, coef, t.grid, t.base_weight, ord)
+
+        at = (t.x, t.coef)[k]
+        tangent = jvp(norms, (at,), (at.cos(),))[1]
+        assert tangent.abs().max() > 1e-3
+        close(torch.func.linearize(norms, at)[1](at.cos()), tangent)
+    gradient = grad(lambda x, coef: kk.edge_norms(x, coef, t.grid, t.base_weight, ord).sin().sum())
+    several = torch.stack([t.coef, 0.5 * t.coef])
+    close(vmap(gradient, in_dims=(None, 0))(t.x, several), torch.stack([gradient(t.x, coef) for coef in several]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd(net, t):
+    torch.use_deterministic_algorithms(False)
+    net(t.x).square().sum().backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    y = net(t.x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        y.square().sum().backward()
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        close(parameter.grad, gradient)
