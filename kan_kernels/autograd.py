@@ -9,7 +9,7 @@ torch computes no further tangents, so that nested forward mode would be silentl
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -25,8 +25,7 @@ from .reference import scaled
 _counted = False
 _recording = threading.local()  # the dual tensors of a Function that is being recorded
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-# Not public; where a torch has no such questions, it is asked what it costs more to do.
-_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_functorch_is_active = torch._C._are_functorch_transforms_active
 
 
 @contextmanager
@@ -39,23 +38,24 @@ def _recording_of(duals: tuple[Any, ...] | None) -> Iterator[None]:
 
 
 class Differentiable(_SingleLevelFunction):
-    """An operator that autograd records. Subclasses have its `kept` and `backward`.
+    """An operator that autograd records, whose backward reads its tensors from `ctx.saved_tensors` and `ctx.rest`.
 
     Not a `torch.autograd.Function`, whose `apply` leads away to functorch's levels, and binds default arguments first, a third
     of a small layer's time; this is what torch itself makes of one for every level.
     """
 
     operator: ClassVar[Any]
+    tensors: ClassVar[int]  # how many of the operator's arguments are, or may be: the first ones
     apply: ClassVar[Callable[..., Any]]
 
-    @staticmethod
-    def kept(ctx: Any, inputs: tuple[Any, ...]) -> None:
-        """Keep of the inputs what `backward` reads."""
-        raise NotImplementedError
+    def __init_subclass__(cls) -> None:
+        cls.tensors = sum("Tensor" in str(argument.type) for argument in cls.operator._schema.arguments)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        cls.kept(ctx, getattr(_recording, "duals", None) or inputs)
+        inputs = getattr(_recording, "duals", None) or inputs
+        ctx.save_for_backward(*inputs[: cls.tensors])
+        ctx.rest = inputs[cls.tensors :]
 
     @staticmethod
     def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
@@ -168,6 +168,11 @@ def _is_recorded(arguments: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
+def wanted(gradients: Iterable[Tensor | None], needs: Iterable[bool]) -> Iterator[Tensor | None]:
+    """Gradients as a backward returns them: None for the empty ones of arguments that need none."""
+    return (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+
+
 def _times(w: Tensor | None, gradient: Tensor) -> Tensor:
     return gradient if w is None else w * gradient
 
@@ -178,14 +183,9 @@ class SplineForward(Differentiable):
     operator = ops.spline_forward
 
     @staticmethod
-    def kept(ctx, inputs):
-        *tensors, ctx.activation, ctx.derivative = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx, g):
         x, w, coef, scaler, grid, base_weight = ctx.saved_tensors
-        b, n = ctx.activation, ctx.derivative
+        b, n = ctx.rest
         need_x, need_w, need_coef, need_scaler, _, need_base, *_ = ctx.needs_input_grad
         tensors, needs = (coef, scaler, grid), (need_coef, need_scaler, need_base)
         grad_x = grad_w = None
@@ -199,9 +199,7 @@ class SplineForward(Differentiable):
         elif any(needs):
             order = reference.spline_order(coef.shape[1], grid.shape[1])
             gradients = _backward(ops.spline_backward_coef, x, w, g, *tensors, order, b, n, *needs)
-        grad_coef, grad_scaler, grad_base = (
-            gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
-        )
+        grad_coef, grad_scaler, grad_base = wanted(gradients, needs)
         return grad_x, grad_w, grad_coef, grad_scaler, None, grad_base, None, None
 
 
@@ -235,14 +233,9 @@ class SplineBackwardInput(Differentiable):
     operator = ops.spline_backward_input
 
     @staticmethod
-    def kept(ctx, inputs):
-        *tensors, ctx.activation, ctx.derivative = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx, a):
         x, g, coef, _, grid, base_weight = ctx.saved_tensors
-        b, n = ctx.activation, ctx.derivative
+        b, n = ctx.rest
         need_x, need_g, need_coef, _, _, need_base, *_ = ctx.needs_input_grad
         grad_x = a * ops.spline_backward_input(x, g, coef, None, grid, base_weight, b, n + 1) if need_x else None
         grad_g = ops.spline_forward(x, a, coef, None, grid, base_weight, b, n) if need_g else None
@@ -254,12 +247,9 @@ class SplineBackwardInput(Differentiable):
         return grad_x, grad_g, grad_coef if need_coef else None, None, None, grad_base if need_base else None, None, None
 
 
-def _recorded_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative):
-    return SplineBackwardInput.recorded(x, g, scaled(coef, scaler), None, grid, base_weight, activation, derivative)
-
-
-def _backward_input_tangents_too(x, g, coef, scaler, *rest):
-    return _dual_backward_input(x, g, scaled(coef, scaler), None, *rest)
+def _unscaled_backward_input(way: Callable[..., Any]) -> Callable[..., Any]:
+    """`ops.spline_backward_input` in a way that takes no scaler: it becomes torch's product with coef."""
+    return lambda x, g, coef, scaler, *rest: way(x, g, scaled(coef, scaler), None, *rest)
 
 
 def _backward_input_tangent(primals, tangents):
@@ -275,27 +265,19 @@ def _backward_input_tangent(primals, tangents):
     return _sum(terms)
 
 
-_dual_backward_input = _by_tangents(SplineBackwardInput, _backward_input_tangent)
-
-
 class SplineBackwardCoef(Differentiable):
     """Inputs x, w, g, None, None, grid, K, activation, n, need_coef, False, need_base."""
 
     operator = ops.spline_backward_coef
 
     @staticmethod
-    def kept(ctx, inputs):
-        x, w, g, _, _, grid, ctx.spline_order, ctx.activation, ctx.derivative, ctx.need_coef, _, ctx.need_base = inputs
-        ctx.save_for_backward(x, w, g, grid)
-
-    @staticmethod
     def backward(ctx, d, _, d_base):
-        x, w, g, grid = ctx.saved_tensors
-        b, n = ctx.activation, ctx.derivative
+        x, w, g, _, _, grid = ctx.saved_tensors
+        order, b, n, has_coef, _, has_base = ctx.rest
         need_x, need_w, need_g, *_ = ctx.needs_input_grad
-        if not ctx.need_coef:
-            d = x.new_zeros(x.shape[1], grid.shape[1] - ctx.spline_order - 1, g.shape[1])
-        if not ctx.need_base:
+        if not has_coef:
+            d = x.new_zeros(x.shape[1], grid.shape[1] - order - 1, g.shape[1])
+        if not has_base:
             d_base = None
         grad_x = _times(w, ops.spline_backward_input(x, g, d, None, grid, d_base, b, n + 1)) if need_x else None
         grad_w = ops.spline_backward_input(x, g, d, None, grid, d_base, b, n) if need_w else None
@@ -303,28 +285,18 @@ class SplineBackwardCoef(Differentiable):
         return grad_x, grad_w, grad_g, *(None,) * 9
 
 
-def _recorded_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
-    needs = (need_coef or need_scaler, False, need_base)
-    gradient, none, base = SplineBackwardCoef.recorded(x, w, g, None, None, grid, order, activation, derivative, *needs)
-    if scaler is None:
-        return gradient, none, base
-    return (
-        scaled(gradient, scaler) if need_coef else torch.empty_like(none),
-        (gradient * coef).sum(1) if need_scaler else none,
-        base,
-    )
+def _unscaled_backward_coef(way: Callable[..., Any]) -> Callable[..., Any]:
+    """`ops.spline_backward_coef` in a way that takes no scaler: its gradients are torch's products with that of coef."""
 
+    def computed(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
+        needs = (need_coef or need_scaler, False, need_base)
+        gradient, none, base = way(x, w, g, None, None, grid, order, activation, derivative, *needs)
+        if scaler is None:
+            return gradient, none, base
+        of_coef = scaled(gradient, scaler) if need_coef else torch.empty_like(none)
+        return of_coef, (gradient * coef).sum(1) if need_scaler else none, base
 
-def _backward_coef_tangents_too(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
-    if scaler is not None:  # by its product, torch's
-        arguments = (x, w, g, None, None, grid, order, activation, derivative, need_coef or need_scaler, False, need_base)
-        gradient, none, base = ops.spline_backward_coef(*arguments)
-        return (
-            scaled(gradient, scaler) if need_coef else torch.empty_like(none),
-            (gradient * coef).sum(1) if need_scaler else none,
-            base,
-        )
-    return _dual_backward_coef(x, w, g, None, None, grid, order, activation, derivative, need_coef, False, need_base)
+    return computed
 
 
 def _backward_coef_tangent(primals, tangents):
@@ -339,9 +311,6 @@ def _backward_coef_tangent(primals, tangents):
     if dg is not None:
         triples.append(ops.spline_backward_coef(x, w, dg, None, None, *rest, n, *needs))
     return [_sum(list(terms)) for terms in zip(*triples, strict=True)] if triples else [None, None, None]
-
-
-_dual_backward_coef = _by_tangents(SplineBackwardCoef, _backward_coef_tangent)
 
 
 def _both_backward(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
@@ -367,9 +336,14 @@ def _sum(terms: list[Tensor]) -> Tensor | None:
 register(ops.spline_forward, SplineForward.recorded, _by_tangents(SplineForward, _forward_tangent), batching.forward)
 register(
     ops.spline_backward_input,
-    _recorded_backward_input,
-    _backward_input_tangents_too,
+    _unscaled_backward_input(SplineBackwardInput.recorded),
+    _unscaled_backward_input(_by_tangents(SplineBackwardInput, _backward_input_tangent)),
     batching.backward_input,
 )
-register(ops.spline_backward_coef, _recorded_backward_coef, _backward_coef_tangents_too, batching.backward_coef)
+register(
+    ops.spline_backward_coef,
+    _unscaled_backward_coef(SplineBackwardCoef.recorded),
+    _unscaled_backward_coef(_by_tangents(SplineBackwardCoef, _backward_coef_tangent)),
+    batching.backward_coef,
+)
 register(ops.spline_backward, _both_backward, _both_backward, batching.one_by_one)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import batching, fallbacks, ops
-from .autograd import Differentiable, register
+from .autograd import Differentiable, register, wanted
 
 
 class EdgeL1(Differentiable):
@@ -17,15 +17,10 @@ class EdgeL1(Differentiable):
     operator = ops.edge_l1
 
     @staticmethod
-    def kept(ctx, inputs):
-        *tensors, ctx.activation = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx, r):
         needs = [ctx.needs_input_grad[k] for k in (0, 1, 2, 4)]
-        gradients = ops.edge_l1_backward(*ctx.saved_tensors, ctx.activation, r, *needs)
-        grad_x, grad_coef, grad_scaler, grad_base = _wanted(gradients, needs)
+        gradients = ops.edge_l1_backward(*ctx.saved_tensors, *ctx.rest, r, *needs)
+        grad_x, grad_coef, grad_scaler, grad_base = wanted(gradients, needs)
         return grad_x, grad_coef, grad_scaler, None, grad_base, None
 
 
@@ -35,13 +30,8 @@ class BasisMoments(Differentiable):
     operator = ops.basis_moments
 
     @staticmethod
-    def kept(ctx, inputs):
-        x, grid, ctx.spline_order, ctx.activation = inputs
-        ctx.save_for_backward(x, grid)
-
-    @staticmethod
     def backward(ctx, r):
-        return ops.basis_moments_backward(*ctx.saved_tensors, ctx.spline_order, ctx.activation, r), None, None, None
+        return ops.basis_moments_backward(*ctx.saved_tensors, *ctx.rest, r), None, None, None
 
 
 class EdgeStd(Differentiable):
@@ -50,18 +40,9 @@ class EdgeStd(Differentiable):
     operator = ops.edge_std
 
     @staticmethod
-    def kept(ctx, inputs):
-        *tensors, ctx.rows = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx, r):
         needs = ctx.needs_input_grad[:4]
-        return *_wanted(ops.edge_std_backward(*ctx.saved_tensors, ctx.rows, r, *needs), needs), None
-
-
-def _wanted(gradients, needs):
-    return (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+        return *wanted(ops.edge_std_backward(*ctx.saved_tensors, *ctx.rest, r, *needs), needs), None
 
 
 def _by_reference(operator: Any) -> Any:

@@ -16,7 +16,7 @@ from .initial import draw
 from .peer_names import PeerNames
 from .projection import transfer_matrix
 from .regularization import coefficient_loss, loss_arguments, norm_loss
-from .sharding import check_not_fully_sharded, is_sharded, local, own_part, parts_as, whole
+from .sharding import Whole, check_not_fully_sharded, is_sharded, local, own_part, parts_as, whole
 
 torch.fx.wrap("kan_linear")  # a leaf to torch.fx.symbolic_trace, as functions of torch are
 
@@ -53,7 +53,7 @@ class KANLinear(PeerNames):
         y = linear(silu(x), layer.base_weight) + linear(bases, weight.flatten(1))
     """
 
-    sharding: Any = None  # the `parallel.LayerSharding` of one that a parallel style shards
+    sharding: Any = Whole()  # or the `parallel.LayerSharding` of one that a parallel style shards
 
     def __init__(
         self,
@@ -108,7 +108,6 @@ class KANLinear(PeerNames):
         self.reset_parameters()
         check_grid(self.grid, in_features, spline_order)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters as efficient-kan does, in its order: base_weight, the splines' noise, spline_scaler.
 
@@ -156,13 +155,11 @@ class KANLinear(PeerNames):
             TypeError, ValueError: naming the argument; the layer is then unchanged.
         """
         self._check_keeps_changes("update_grid")
-        rows = check_rows(x if self.sharding is None else self.sharding.whole_input(x), self.in_features, 1)
+        rows = check_rows(self.sharding.whole_input(x), self.in_features, 1)
         if margin is not None:
             check_number("margin", margin, 0.0)
         check_choice("quantiles", quantiles, QUANTILES)
-        rows = rows.detach().to(self.grid.dtype)
-        if self.sharding is not None:
-            rows = self.sharding.own_features(rows)
+        rows = self.sharding.own_features(rows.detach().to(self.grid.dtype))
         self._move_to(data_knots(rows, self.grid_size, self.spline_order, self.grid_eps, margin, quantiles), rows)
 
     @torch.no_grad()
@@ -226,12 +223,12 @@ class KANLinear(PeerNames):
         self._check_has_its_part("edge_norms")
         scaler, base_coef = self.edge_factors()
         coef, grid = local(self.coef), local(self.grid)
-        own = x if self.sharding is None else self.sharding.own_input(x)
+        own = self.sharding.own_input(x)
         if coef.numel() == 0:
             norms = _without_a_part((coef.shape[2], coef.shape[0]), own, coef, scaler, base_coef)
         else:
             norms = edge_norms(own, coef, grid, base_coef, ord, base_activation=self.activation(), scaler=scaler)
-        return norms if self.sharding is None else self.sharding.whole_norms(norms)
+        return self.sharding.whole_norms(norms)
 
     def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
         """(..., O, I): what every edge contributes on x to scores (..., O) of the outputs, by default ones.
@@ -239,8 +236,7 @@ class KANLinear(PeerNames):
         As pykan's `attribute`: an edge's standard deviation over its output's, plus 1e-4, times the output's score.
         """
         rows = rows_of(x)
-        outputs = self(rows) if self.sharding is None else self.sharding.whole_output(self(rows))
-        share = self.edge_norms(rows, "std") / (outputs.std(0) + 1e-4).unsqueeze(-1)
+        share = self.edge_norms(rows, "std") / (self.sharding.whole_output(self(rows)).std(0) + 1e-4).unsqueeze(-1)
         return share if out_scores is None else out_scores.unsqueeze(-1) * share
 
     def regularization_loss(
@@ -262,13 +258,12 @@ class KANLinear(PeerNames):
         check_choice("metric", metric, ("l1", "edge_forward_spline_n", "edge_forward_spline_u"))
         norms = self.edge_norms(x, "l1" if metric == "l1" else "std")
         if metric == "edge_forward_spline_n":
-            x = x if self.sharding is None else self.sharding.whole_input(x)
-            norms = norms / (rows_of(x).std(0) + 0.1)
+            norms = norms / (rows_of(self.sharding.whole_input(x)).std(0) + 0.1)
         return norms
 
     def _check_has_its_part(self, method: str) -> None:
         """That this rank has a part of the layer which its `sharding`, if any, explains: `fully_shard` leaves others."""
-        if (None if self.sharding is None else self.sharding.mesh) != getattr(self.coef, "device_mesh", None):
+        if self.sharding.mesh != getattr(self.coef, "device_mesh", None):
             raise ValueError(
                 f"{method}: expected a whole layer, or one sharded by ColwiseKAN or RowwiseKAN, got one that fully_shard"
                 f" sharded; after register_fsdp_forward_method(layer, {method!r}) torch gathers it"

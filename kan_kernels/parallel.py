@@ -7,7 +7,6 @@ other in one plan. The parameters become DTensors; the kernels compute on each r
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
@@ -15,6 +14,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from .checks import check_floating
 from .layers import KANLinear
+from .sharding import of_parts
 
 
 class _Sharded(ParallelStyle):
@@ -180,6 +180,4 @@ def _as_dtensor(x: Any, mesh: DeviceMesh, placement: Placement, features: int) -
 
 def _of_parts(part: Tensor, mesh: DeviceMesh, dim: int, size: int) -> DTensor:
     """A DTensor of `size` along `dim`, of which ranks may have parts of different sizes."""
-    shape = torch.Size([*part.shape[:dim], size, *part.shape[dim + 1 :]])
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride)
+    return of_parts(part, mesh, [Shard(dim)], [*part.shape[:dim], size, *part.shape[dim + 1 :]])

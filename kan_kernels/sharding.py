@@ -1,5 +1,6 @@
 """A tensor's part on this rank: what layers need of DTensors, without importing torch.distributed, which takes its time."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -55,12 +56,28 @@ def parts_as(part: Tensor, like: Tensor, dim: int, size: int) -> Tensor:
     """Every rank's part as a tensor sharded as `like`, but for the size of its dimension `dim`."""
     if not is_sharded(like):
         return part
+    target = cast(Any, like)
+    shape = [size if d == dim else n for d, n in enumerate(like.shape)]
+    return of_parts(part, target.device_mesh, target.placements, shape)
+
+
+def of_parts(part: Tensor, mesh: Any, placements: Sequence[Any], shape: Sequence[int]) -> Any:
+    """The contiguous DTensor of a shape of which every rank has a part; the parts may be of different sizes."""
     from torch.distributed.tensor import DTensor
 
-    target = cast(Any, like)
-    shape = torch.Size([size if d == dim % like.dim() else n for d, n in enumerate(like.shape)])
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, target.device_mesh, target.placements, run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+
+
+class Whole:
+    """The sharding of a layer that no parallel style shards: inputs, outputs and norms are whole already."""
+
+    mesh = None
+
+    def own_input(self, x: Tensor) -> Tensor:
+        return x
+
+    whole_input = own_features = whole_output = whole_norms = own_input
 
 
 def share_random_state(tensor: Tensor) -> None:

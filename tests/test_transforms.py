@@ -238,7 +238,7 @@ def test_opcheck(weighted):
     )
 
 
-@pytest.mark.filterwarnings("ignore:Attempted to insert", "ignore:.torch.jit.script. is deprecated")  # linearize
+@pytest.mark.filterwarnings("ignore:Attempted to insert")  # linearize
 def test_batched_tangents_and_gradients(net, t):
     _, tangent = torch.func.linearize(net, t.x)
     directions = torch.randn(4, *t.x.shape, dtype=torch.float64)
@@ -378,7 +378,7 @@ def test_tangents_that_do_not_matter(t):
     assert not jvp(lambda grid: kk.kan_linear(t.x, t.coef, grid, t.base_weight), (t.grid,), (t.grid,))[1].any()
 
 
-@pytest.mark.filterwarnings("ignore:Attempted to insert", "ignore:.torch.jit.script. is deprecated")
+@pytest.mark.filterwarnings("ignore:Attempted to insert")
 @pytest.mark.parametrize("ord", ["l1", "std"])
 def test_linearized_norms(t, ord):
     for k in range(2):
