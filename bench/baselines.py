@@ -64,9 +64,9 @@ class Products:
 
 
 def _kan_layer(name: str, function: Callable[..., Tensor], t: Tensors) -> Layer:
-    leaves = [leaf.detach().requires_grad_() for leaf in (t.x, t.coef, t.base_weight) if leaf is not None]
-    x, coef, *base_weight = leaves
-    return Layer(name, lambda: function(x, coef, t.grid, *base_weight), leaves, t.g)
+    leaves = [leaf.detach().requires_grad_() for leaf in (t.x, t.spline_weight, t.base_weight) if leaf is not None]
+    x, spline_weight, *base_weight = leaves
+    return Layer(name, lambda: function(x, spline_weight, t.grid, *base_weight), leaves, t.g)
 
 
 def kan_kernels(name: str, case: Case, t: Tensors) -> Layer:
@@ -98,8 +98,8 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     layer.in_dim, layer.out_dim = case.I, case.O
     constants = {"grid": t.grid, "mask": torch.ones(case.I, case.O)}
     trained = {
-        "coef": t.coef.permute(0, 2, 1).contiguous(),
-        "scale_base": t.base_weight,
+        "coef": t.spline_weight.transpose(0, 1).contiguous(),
+        "scale_base": t.base_weight.t().contiguous(),
         "scale_sp": torch.ones(case.I, case.O),
     }
     for key, value in (constants | trained).items():

@@ -21,18 +21,18 @@ NAMES = ("square-64", "square-256", "ten-outputs", "grid-20", "grid-100")
 
 
 def forward(t: Tensors) -> Callable[[], object]:
-    return lambda: kk.kan_linear(t.x, t.coef, t.grid, t.base_weight)
+    return lambda: kk.kan_linear(t.x, t.spline_weight, t.grid, t.base_weight)
 
 
 def norms(t: Tensors, ord: str) -> Callable[[], object]:
-    return lambda: kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord)
+    return lambda: kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, ord)
 
 
 def norms_step(t: Tensors, ord: str) -> Callable[[], object]:
     """The norms and their gradients with respect to x and all parameters."""
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in (t.x, t.coef, t.base_weight) if leaf is not None]
-    x, coef, base_weight = leaves
-    return lambda: torch.autograd.grad(kk.edge_norms(x, coef, t.grid, base_weight, ord).sum(), leaves)
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in (t.x, t.spline_weight, t.base_weight) if leaf is not None]
+    x, spline_weight, base_weight = leaves
+    return lambda: torch.autograd.grad(kk.edge_norms(x, spline_weight, t.grid, base_weight, ord).sum(), leaves)
 
 
 def comparisons() -> dict[str, dict[str, tuple[Case, Callable[[], object]]]]:

@@ -35,9 +35,9 @@ def check(name: str, case: Case, device: str = "cpu") -> None:
 
 
 def _results(function: Callable[..., Tensor], t: Tensors) -> dict[str, Tensor]:
-    inputs = {"x": t.x, "coef": t.coef, "base_weight": t.base_weight}
+    inputs = {"x": t.x, "spline_weight": t.spline_weight, "base_weight": t.base_weight}
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items() if value is not None}
-    y = function(leaves["x"], leaves["coef"], t.grid, leaves.get("base_weight"))
+    y = function(leaves["x"], leaves["spline_weight"], t.grid, leaves.get("base_weight"))
     gradients = torch.autograd.grad(y, list(leaves.values()), t.g)
     return {"y": y.detach()} | {f"grad of {name}": grad for name, grad in zip(leaves, gradients, strict=True)}
 

@@ -10,24 +10,24 @@ from kan_kernels import ops
 
 
 def spline_forward(case: Case, t: Tensors) -> object:
-    return ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    return ops.spline_forward(t.x, None, t.spline_weight, None, t.grid, t.base_weight, "silu", 0)
 
 
 def spline_backward_input(case: Case, t: Tensors) -> object:
     """The gradient of x, so the bases' first derivative."""
-    return ops.spline_backward_input(t.x, t.g, t.coef, None, t.grid, t.base_weight, "silu", 1)
+    return ops.spline_backward_input(t.x, t.g, t.spline_weight, None, t.grid, t.base_weight, "silu", 1)
 
 
-def spline_backward_coef(case: Case, t: Tensors) -> object:
-    return ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, case.K, "silu", 0, True, False, True)
+def spline_backward_weight(case: Case, t: Tensors) -> object:
+    return ops.spline_backward_weight(t.x, None, t.g, None, None, t.grid, case.K, "silu", 0, True, False, True)
 
 
 def spline_backward(case: Case, t: Tensors) -> object:
     """The gradients of x and of the parameters."""
-    return ops.spline_backward(t.x, None, t.g, t.coef, None, t.grid, t.base_weight, "silu", 0, True, False, True)
+    return ops.spline_backward(t.x, None, t.g, t.spline_weight, None, t.grid, t.base_weight, "silu", 0, True, False, True)
 
 
-OPERATORS = (spline_forward, spline_backward_input, spline_backward_coef, spline_backward)
+OPERATORS = (spline_forward, spline_backward_input, spline_backward_weight, spline_backward)
 
 
 @pytest.mark.benchmark(max_time=0.3, warmup=True, warmup_iterations=3)

@@ -119,10 +119,10 @@ int main(int argc, char** argv) {
     std::uniform_real_distribution<float> between(low, high);
     for (int64_t k = 0; k < count; ++k) values[k] = between(random);
   };
-  Buffer<float> x, coef, base, g, grid, y(N * O), gradient(N * I), coef_gradient(I * (G + K) * O), base_gradient(I * O);
+  Buffer<float> x, weight, base, g, grid, y(N * O), gradient(N * I), weight_gradient(O * I * (G + K)), base_gradient(O * I);
   draw(x, -1, 1, N * I);
-  draw(coef, -1, 1, I * (G + K) * O);
-  draw(base, -1, 1, I * O);
+  draw(weight, -1, 1, O * I * (G + K));
+  draw(base, -1, 1, O * I);
   draw(g, -1, 1, N * O);
   const int64_t knots = G + 2 * K + 1;
   grid.allocate(I * knots);
@@ -133,17 +133,18 @@ int main(int argc, char** argv) {
   p.activation = Activation::silu;
   p.storage = p.grid_storage = Storage::float32;
   p.x = {x.data, {I, 1, 0}};
-  p.coef = {coef.data, {(G + K) * O, O, 1}};
-  p.base_weight = {base.data, {O, 1, 0}};
+  p.spline_weight = {weight.data, {I * (G + K), G + K, 1}};
+  p.base_weight = {base.data, {I, 1, 0}};
+  p.edge_stride[0] = I, p.edge_stride[1] = 1;
   p.grid = {grid.data, {knots, 1, 0}};
   p.g = {g.data, {O, 1, 0}};
 
-  Problem forward_problem = p, input_problem = p, coef_problem = p, both_problem = p;
+  Problem forward_problem = p, input_problem = p, weight_problem = p, both_problem = p;
   forward_problem.y = y.data;
   input_problem.derivative = 1;
   input_problem.input_gradient = both_problem.input_gradient = gradient.data;
-  coef_problem.coef_gradient = both_problem.coef_gradient = coef_gradient.data;
-  coef_problem.base_gradient = both_problem.base_gradient = base_gradient.data;
+  weight_problem.spline_weight_gradient = both_problem.spline_weight_gradient = weight_gradient.data;
+  weight_problem.base_weight_gradient = both_problem.base_weight_gradient = base_gradient.data;
   both_problem.input_gradient_of_next_order = true;
 
   Stages s(p);
@@ -155,12 +156,13 @@ int main(int argc, char** argv) {
     layer.prepare(serial);
   });
   s.report("knot tables", prepare, 0);
+  s.report("pack weights", seconds([&] { Coefficients<float>(s.layer, true, serial); }), 0);
   const int64_t rows = s.layer.block_rows(32);
   evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, false, "one order");
   evaluation_stages(s, rows, smaller(I, kChunkFeatures), false, true, "one order");
   evaluation_stages(s, rows, smaller(I, 16), true, true, "two orders");
   s.report("spline_forward", seconds([&] { forward_any(forward_problem, serial); }), live + 1);
   s.report("spline_backward_input", seconds([&] { backward_any(input_problem, serial); }), live + 1);
-  s.report("spline_backward_coef", seconds([&] { backward_any(coef_problem, serial); }), live + 1);
+  s.report("spline_backward_weight", seconds([&] { backward_any(weight_problem, serial); }), live + 1);
   s.report("spline_backward", seconds([&] { backward_any(both_problem, serial); }), 2 * (live + 1));
 }

@@ -54,9 +54,9 @@ NEIGHBOURS = {
 
 def step(case: Case, dtype: torch.dtype) -> Callable[[], object]:
     t = make(case, dtype)
-    leaves = [leaf.detach().requires_grad_() for leaf in (t.x, t.coef, t.base_weight) if leaf is not None]
-    x, coef, base_weight = leaves
-    return lambda: torch.autograd.grad(kk.kan_linear(x, coef, t.grid, base_weight), leaves, t.g)
+    leaves = [leaf.detach().requires_grad_() for leaf in (t.x, t.spline_weight, t.base_weight) if leaf is not None]
+    x, spline_weight, base_weight = leaves
+    return lambda: torch.autograd.grad(kk.kan_linear(x, spline_weight, t.grid, base_weight), leaves, t.g)
 
 
 def threads_of(case: Case, count: int) -> Callable[[], object]:

@@ -87,10 +87,11 @@ template <class C, int STRIDE>
 struct GradientWorker {
   const Layer<C>& layer;
   const GradientPlan plan;
-  const Coefficients<C>& coefficients;
   const NarrowCoefficients<C>& narrow_coefficients;
-  CoefSums<C>& sums;
+  WeightSums<C>& sums;
   const int64_t chunk, group;
+  // One block of rows alone: the sums of a tile are written while they are in L1.
+  const bool by_tile;
   EvaluationScratch<C, STRIDE> inputs;
   GradientTiles<C> g;
   DenseBases<C, STRIDE> bases;
@@ -98,65 +99,71 @@ struct GradientWorker {
   Buffer<C> edge_weight;   // (features, padded_outputs), over N
   Buffer<C> signs;         // times edge_weight, in place of g for a feature and a tile
   Buffer<C> products, result;
-  Buffer<C> own_spline_sums, own_base_sums;
+  PanelReader<C> panel;
+  EdgeWriter<C> writer;
+  Buffer<C> own_sums;
 
-  GradientWorker(const GradientPlan& plan_, const Coefficients<C>& coefficients_, const NarrowCoefficients<C>& narrow_coefficients_,
-                 CoefSums<C>& sums_, int64_t block, int64_t chunk_)
-      : layer(coefficients_.layer), plan(plan_), coefficients(coefficients_), narrow_coefficients(narrow_coefficients_),
-        sums(sums_), chunk(chunk_), group(layer.group_features(chunk)),
-        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()),
-        g(layer, plan.of_edges ? 0 : block),
+  GradientWorker(const GradientPlan& plan_, const Coefficients<C>& coefficients, const NarrowCoefficients<C>& narrow_coefficients_,
+                 WeightSums<C>& sums_, int64_t block, int64_t chunk_)
+      : layer(coefficients.layer), plan(plan_), narrow_coefficients(narrow_coefficients_), sums(sums_), chunk(chunk_),
+        group(layer.group_features(chunk)), by_tile(plan.coef == Way::tiles && layer.tiles > 1 && layer.problem.N <= block),
+        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, plan.of_edges ? 0 : block),
         bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
         g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0), edge_weight(plan.of_edges ? chunk * layer.padded_outputs : 0),
-        signs(plan.of_edges && plan.in_tiles() ? block * layer.tile_vectors * Simd<C>::lanes : 0),
+        signs(plan.of_edges && plan.in_tiles() ? block * tile_width() : 0),
         products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(plan.input != Way::none ? chunk * STRIDE : 0), own_spline_sums(sums.own_spline_size(chunk)),
-        own_base_sums(sums.own_base_size(chunk)) {}
+        result(plan.input != Way::none ? chunk * STRIDE : 0), panel(coefficients, plan.reads_tiles() ? chunk : 0),
+        writer(layer.problem), own_sums(sums.own_size(chunk, by_tile ? tile_width() : layer.padded_outputs)) {}
 
   // A part's rows, block by block.
   void add_rows(const RowPart& part, int64_t block) {
-    chunk_sums = sums.start_chunk(part.split, part.i0, part.features, own_spline_sums.data, own_base_sums.data);
+    if (!by_tile) chunk_sums = sums.start_chunk(part.split, part.i0, part.features, own_sums.data);
     for (int64_t f = 0; plan.of_edges && f < part.features; ++f) read_edge_weight(part.i0 + f, &edge_weight[f * layer.padded_outputs]);
     for (int64_t n0 = part.n0; n0 < part.end; n0 += block)
       add_block(n0, smaller(block, part.end - n0), part.i0, part.features, part.split);
-    sums.finish_chunk(part.i0, part.features, chunk_sums);
+    if (!by_tile) sums.finish_chunk(writer, part.i0, part.features, chunk_sums);
   }
 
  private:
-  ChunkSums<C> chunk_sums = {};
+  C* chunk_sums = nullptr;
+
+  int64_t tile_width() const { return layer.tile_vectors * Simd<C>::lanes; }
 
   void add_block(int64_t n0, int64_t rows, int64_t i0, int64_t features, int64_t split) {
     const Problem& p = layer.problem;
     inputs.read(n0, rows, i0, features);
+    for (int64_t f = 0; by_tile && f < features; ++f) sums.finite[split * p.I + i0 + f] = inputs.is_finite(f);
     if (plan.in_tiles() && !plan.of_edges) g.read(n0, rows);
     if (plan.narrow() && !plan.of_edges)
       read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
     for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
       __builtin_memset(&result[f * STRIDE], 0, size_t(inputs.padded) * sizeof(C));
-    for (int64_t f = 0; f < features; f += group) add_group(i0, f, smaller(group, features - f));
+    for (int64_t f = 0; f < features; f += group) add_group(i0, features, f, smaller(group, features - f));
     if (plan.input != Way::none) write_transposed(p.storage, result.data, STRIDE, rows, features, p.input_gradient, n0, i0, p.I);
-    for (int64_t f = 0; sums.wanted && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
+    for (int64_t f = 0; sums.wanted && !by_tile && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
   void read_edge_weight(int64_t i, C* to) const {
     const Problem& p = layer.problem;
-    pack_rows(p.storage, p.edge_weight, i, 1, 0, p.O, to, layer.padded_outputs);
+    read_transposed(p.storage, p.edge_weight, 0, p.O, layer.padded_outputs, i, 1, to, layer.padded_outputs);
     for (int64_t o = 0; o < layer.padded_outputs; ++o) to[o] /= C(p.N);
   }
 
-  C* spline_sums(int64_t f) const { return chunk_sums.spline + f * sums.spline_rows * sums.row_length; }
-  C* base_sums(int64_t f) const { return chunk_sums.base + f * sums.row_length; }
-
-  void add_group(int64_t i0, int64_t f0, int64_t features) {
+  // Features f0 .. + features of those of the chunk, which begins with feature i0.
+  void add_group(int64_t i0, int64_t chunk_features, int64_t f0, int64_t features) {
     inputs.evaluate(f0, features);
     if (plan.narrow()) add_narrow(i0, f0, features);
     if (!plan.in_tiles()) return;
     with_live_rows(layer.live, [&](auto live) {
       constexpr int LIVE = decltype(live)::value;
-      for (int64_t t = 0; t < layer.tiles; ++t)
-        with_width<widest_tile<LIVE>()>(layer.tile(t).vectors, [&](auto width) {
-          add_tile<LIVE, decltype(width)::value>(layer.tile(t), i0, f0, features);
+      for (int64_t t = 0; t < layer.tiles; ++t) {
+        const Tile tile = layer.tile(t);
+        // A group is the whole chunk where there are several tiles.
+        if (f0 == 0 && plan.reads_tiles()) panel.open(tile, i0, chunk_features);
+        with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
+          add_tile<LIVE, decltype(width)::value>(tile, i0, f0, features);
         });
+      }
     });
   }
 
@@ -175,42 +182,48 @@ struct GradientWorker {
               inputs.input_gradient_inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
               g_of_outputs.data, &result[(f0 + f) * STRIDE]);
         if (plan.coef != Way::narrow) continue;
+        C* const to = chunk_sums + (f0 + f) * sums.rows * sums.row_length;
         bases.template spread<LIVE>(inputs.inputs(f), inputs.padded);
-        bases.add_products(g_of_outputs.data, inputs.padded, O, spline_sums(f0 + f), layer.padded_outputs, base_sums(f0 + f));
+        bases.add_products(g_of_outputs.data, inputs.padded, O, to, sums.row_length, to + sums.spline_rows * sums.row_length);
       }
     });
   }
 
   template <int LIVE, int R>
   void add_tile(const Tile& tile, int64_t i0, int64_t f0, int64_t features) {
+    constexpr int64_t width = R * Simd<C>::lanes;
     const C* from = plan.of_edges ? signs.data : g.data(tile);
-    const int64_t g_stride = plan.of_edges ? R * Simd<C>::lanes : g.stride(tile), row_length = layer.padded_outputs;
+    const int64_t g_stride = plan.of_edges ? width : g.stride(tile), row_length = by_tile ? width : sums.row_length;
+    C* const to = by_tile ? own_sums.data : chunk_sums + f0 * sums.rows * row_length + tile.first;
+    if (by_tile) __builtin_memset(to, 0, size_t(features * sums.rows * width) * sizeof(C));
     for (int64_t f = 0; f < features; ++f) {
       const int64_t i = i0 + f0 + f;
       if (plan.of_edges)
-        write_signs<C, LIVE, R>(inputs.inputs(f), coefficients.tile(tile, i), &edge_weight[(f0 + f) * row_length + tile.first],
+        write_signs<C, LIVE, R>(inputs.inputs(f), panel.feature(i), &edge_weight[(f0 + f) * layer.padded_outputs + tile.first],
                                 signs.data);
       if (plan.input == Way::tiles)
-        add_input_gradient<C, LIVE, R>(inputs, f, coefficients.tile(tile, i), from, g_stride, products.data,
-                                       &result[(f0 + f) * STRIDE]);
+        add_input_gradient<C, LIVE, R>(inputs, f, panel.feature(i), from, g_stride, products.data, &result[(f0 + f) * STRIDE]);
       if (plan.coef != Way::tiles) continue;
-      C *to = spline_sums(f0 + f) + tile.first, *base = base_sums(f0 + f) + tile.first;
+      C *spline = to + f * sums.rows * row_length, *base = spline + sums.spline_rows * row_length;
       if constexpr (LIVE < 0)
-        backward_coef_tile_general(inputs.inputs(f), from, g_stride, to, row_length, base);
+        backward_coef_tile_general(inputs.inputs(f), from, g_stride, spline, row_length, base);
       else
-        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, from, g_stride, to, row_length, base);
+        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, from, g_stride, spline,
+                                       row_length, base);
     }
+    if (by_tile) sums.write(writer, i0, features, tile.first, smaller(width, layer.problem.O - tile.first), to, width);
   }
 };
 
 template <class C>
 void backward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
+  if (p.N <= kFewRows && p.edge_weight.data == nullptr) return few_rows_backward(layer, parallel_for);
   layer.prepare(parallel_for);
   const RowSplits splits(layer);
-  CoefSums<C> sums(layer, splits.count);
+  WeightSums<C> sums(layer, splits.count);
   const GradientPlan plan(layer, sums.wanted);
-  const Coefficients<C> coefficients(layer, plan.reads_tiles(), layer.tables.specialised(), parallel_for);
+  const Coefficients<C> coefficients(layer, plan.reads_tiles() && p.N > splits.block, parallel_for);
   const NarrowCoefficients<C> narrow_coefficients(layer, plan.reads_narrow(), parallel_for);
   with_block_stride(splits.block, [&](auto stride) {
     splits.run(parallel_for, layer.work_per_input(), [&] {

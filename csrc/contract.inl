@@ -67,27 +67,14 @@ template <class C, int R>
   return !any_lane<C>(bad);
 }
 
-// The coefficients of one feature and tile: row m at rows + m * row_stride, times scale where there is one. Only LiveRows reads
-// what is not stored as the compute type C.
+// The coefficients of one feature and tile: row m at rows + m * row_stride, and the base activation's.
 template <class C>
 struct CoefTile {
-  const void* rows;
+  const C* rows;
   int64_t row_stride;
-  const void* base;   // null without a base activation
-  const void* scale;  // null where the rows need none
-  Storage storage;
+  const C* base;
 
-  const C* row(int64_t m) const { return static_cast<const C*>(rows) + m * row_stride; }
-
-  // Calls f with an element of the storage type.
-  template <class F>
-  [[gnu::always_inline]] void with_type(F f) const {
-    if constexpr (sizeof(C) == 4) {
-      if (storage == Storage::bfloat16) return f(BFloat16{});
-      if (storage == Storage::float16) return f(Float16{});
-    }
-    f(C{});
-  }
+  const C* row(int64_t m) const { return rows + m * row_stride; }
 };
 
 // A run's rows in registers.
@@ -95,26 +82,12 @@ template <class C, int LIVE, int R>
 struct LiveRows {
   V<C> spline[LIVE > 0 ? LIVE : 1][R], base[R];
 
-  [[gnu::always_inline]] explicit LiveRows(const CoefTile<C>& tile) {
-    for (int r = 0; r < R; ++r) base[r] = V<C>{};
-    if (tile.base == nullptr) return;
-    tile.with_type([&](auto type) __attribute__((always_inline)) { read_row(static_cast<const decltype(type)*>(tile.base), base); });
-  }
+  [[gnu::always_inline]] explicit LiveRows(const CoefTile<C>& tile) { read_row(tile.base, base); }
   [[gnu::always_inline]] void read(const CoefTile<C>& tile, int32_t first) {
-    tile.with_type([&](auto type) __attribute__((always_inline)) {
-      using S = decltype(type);
-      const S* from = static_cast<const S*>(tile.rows) + first * tile.row_stride;
-      for (int k = 0; k < LIVE; ++k) read_row(from + k * tile.row_stride, spline[k]);
-      if (tile.scale == nullptr) return;
-      V<C> scale[R];
-      read_row(static_cast<const S*>(tile.scale), scale);
-      for (int r = 0; r < R; ++r)
-        for (int k = 0; k < LIVE; ++k) spline[k][r] *= scale[r];
-    });
+    for (int k = 0; k < LIVE; ++k) read_row(tile.row(first + k), spline[k]);
   }
-  template <class S>
-  [[gnu::always_inline]] static void read_row(const S* from, V<C>* row) {
-    for (int r = 0; r < R; ++r) row[r] = load_as<C>(from + r * Simd<C>::lanes);
+  [[gnu::always_inline]] static void read_row(const C* from, V<C>* row) {
+    for (int r = 0; r < R; ++r) row[r] = load(from + r * Simd<C>::lanes);
   }
   // Takes the pivot's from the other rows, for values of that sum. Infinite coefficients are left for their products to spread.
   [[gnu::always_inline]] ValueSum subtract_pivot(ValueSum sum) {
@@ -128,10 +101,10 @@ struct LiveRows {
   }
 };
 
-// For every input b, run by run: values x coefficients added to the R vectors that start(b, sum) sets, and given to finish(b, sum).
-template <class C, int LIVE, int R, int STRIDE, class Start, class Finish>
-[[gnu::always_inline]] inline void contract_runs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Start start,
-                                                 Finish finish) {
+// finish(b, sum) for every input b, run by run: its values x coefficients, R vectors. They are summed by themselves before they are
+// added to those of other features, so that the rounding errors of a long sum grow with the features, not with the products.
+template <class C, int LIVE, int R, int STRIDE, class Finish>
+[[gnu::always_inline]] inline void contract_runs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Finish finish) {
   constexpr int pivot = pivot_row<LIVE>();
   const Runs& runs = inputs.runs;
   LiveRows<C, LIVE, R> rows(tile);
@@ -144,16 +117,13 @@ template <class C, int LIVE, int R, int STRIDE, class Start, class Finish>
         const int64_t b = runs.order[position];
         const C* value = inputs.values + inputs.place[position];
         V<C> sum[R];
-        start(b, sum);
+        const V<C> base_factor = broadcast(inputs.values[LIVE * STRIDE + b]);
+        for (int r = 0; r < R; ++r)
+          sum[r] = value_sum == ValueSum::one ? rows.spline[pivot][r] + base_factor * rows.base[r] : base_factor * rows.base[r];
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
           const V<C> factor = broadcast(value[k * STRIDE]);
           for (int r = 0; r < R; ++r) sum[r] += factor * rows.spline[k][r];
-        }
-        const V<C> factor = broadcast(inputs.values[LIVE * STRIDE + b]);
-        for (int r = 0; r < R; ++r) {
-          if (value_sum == ValueSum::one) sum[r] += rows.spline[pivot][r];
-          sum[r] += factor * rows.base[r];
         }
         finish(b, sum);
       }
@@ -164,41 +134,30 @@ template <class C, int LIVE, int R, int STRIDE, class Start, class Finish>
 // y[b, tile] += values x coefficients.
 template <class C, int LIVE, int R, int STRIDE>
 void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
-  constexpr int lanes = Simd<C>::lanes;
-  contract_runs<C, LIVE, R>(
-      inputs, tile,
-      [&](int64_t b, V<C>* sum) __attribute__((always_inline)) {
-        for (int r = 0; r < R; ++r) sum[r] = load(y + b * y_stride + r * lanes);
-      },
-      [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
-        for (int r = 0; r < R; ++r) store<C>(y + b * y_stride + r * lanes, sum[r]);
-      });
+  contract_runs<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
+    C* to = y + b * y_stride;
+    for (int r = 0; r < R; ++r) store<C>(to + r * Simd<C>::lanes, load(to + r * Simd<C>::lanes) + sum[r]);
+  });
 }
 
 // The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
 // measures as much as the sort, and more than it where runs are short.
-template <class C, int LIVE, int R, bool SCALED, int STRIDE>
+template <class C, int LIVE, int R, int STRIDE>
 void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   constexpr int lanes = Simd<C>::lanes;
-  V<C> base[R], scale[R];
-  for (int r = 0; r < R; ++r) {
-    base[r] = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base) + r * lanes);
-    if (SCALED) scale[r] = load(static_cast<const C*>(tile.scale) + r * lanes);
-  }
+  V<C> base[R];
+  LiveRows<C, LIVE, R>::read_row(tile.base, base);
   for (int64_t b = 0; b < inputs.count; ++b) {
     const C *value = inputs.values + b, *row = tile.row(inputs.first_rows[b]);
     C* to = y + b * y_stride;
     V<C> sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = SCALED ? V<C>{} : load(to + r * lanes);
+    const V<C> base_factor = broadcast(value[LIVE * STRIDE]);
+    for (int r = 0; r < R; ++r) sum[r] = base_factor * base[r];
     for (int k = 0; k < LIVE; ++k) {
       const V<C> factor = broadcast(value[k * STRIDE]);
       for (int r = 0; r < R; ++r) sum[r] += factor * load(row + k * tile.row_stride + r * lanes);
     }
-    const V<C> factor = broadcast(value[LIVE * STRIDE]);
-    for (int r = 0; r < R; ++r) {
-      if (SCALED) sum[r] = load(to + r * lanes) + sum[r] * scale[r];
-      store<C>(to + r * lanes, sum[r] + factor * base[r]);
-    }
+    for (int r = 0; r < R; ++r) store<C>(to + r * lanes, load(to + r * lanes) + sum[r]);
   }
 }
 
@@ -300,13 +259,12 @@ void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, const C* g
 // Calls finish(b, values x coefficients) for every input.
 template <class C, int STRIDE, class Finish>
 void contract_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Finish finish) {
-  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(static_cast<const C*>(tile.scale));
-  const V<C> base = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base));
+  const V<C> base = load(tile.base);
   for (int64_t b = 0; b < inputs.count; ++b) {
     V<C> spline = {};
     for (int k = 0; k < inputs.live; ++k)
       spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(inputs.first_rows[b] + k));
-    finish(b, spline * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
+    finish(b, spline + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
   }
 }
 
@@ -319,15 +277,14 @@ template <class C, int STRIDE>
 void backward_input_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
                                  C* products) {
   const Runs& runs = inputs.runs;
-  const V<C> scale = tile.scale == nullptr ? broadcast(C(1)) : load(static_cast<const C*>(tile.scale));
-  const V<C> base = tile.base == nullptr ? V<C>{} : load(static_cast<const C*>(tile.base));
+  const V<C> base = load(tile.base);
   for (int run = 0; run < runs.count; ++run)
     for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
       const int64_t b = runs.order[position];
       V<C> slope = {};
       for (int k = 0; k < inputs.live; ++k)
         slope += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(runs.first[run] + k));
-      slope = slope * scale + broadcast(inputs.values[inputs.live * STRIDE + b]) * base;
+      slope += broadcast(inputs.values[inputs.live * STRIDE + b]) * base;
       store<C>(products + b * Simd<C>::lanes, slope * load(g + b * g_stride));
     }
 }

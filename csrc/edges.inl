@@ -33,12 +33,7 @@ template <class C, int LIVE, int R, int STRIDE, class Visit>
   if constexpr (LIVE < 0)
     contract_general(inputs, tile, [&](int64_t b, V<C> phi) __attribute__((always_inline)) { visit(b, &phi); });
   else
-    contract_runs<C, LIVE, R>(
-        inputs, tile,
-        [](int64_t, V<C>* sum) __attribute__((always_inline)) {
-          for (int r = 0; r < R; ++r) sum[r] = V<C>{};
-        },
-        visit);
+    contract_runs<C, LIVE, R>(inputs, tile, visit);
 }
 
 // sums[0 .. R lanes) += the magnitudes of the edges, in the compute type for a few inputs at a time.
@@ -100,16 +95,15 @@ void write_narrow_signs(const Inputs<C, STRIDE>& inputs, int padded, const C* ta
 template <class C, int STRIDE>
 struct MagnitudeWorker {
   const Layer<C>& layer;
-  const Coefficients<C>& coefficients;
   const NarrowCoefficients<C>& narrow_coefficients;
   const bool is_narrow;
   const int64_t group;
   EvaluationScratch<C, STRIDE> inputs;
+  PanelReader<C> panel;
 
-  MagnitudeWorker(const Coefficients<C>& coefficients_, const NarrowCoefficients<C>& narrow_coefficients_, int64_t chunk)
-      : layer(coefficients_.layer), coefficients(coefficients_), narrow_coefficients(narrow_coefficients_),
-        is_narrow(layer.narrow_table_vectors() > 0), group(layer.group_features(chunk)),
-        inputs(layer, chunk, group, false, !is_narrow) {}
+  MagnitudeWorker(const Coefficients<C>& coefficients, const NarrowCoefficients<C>& narrow_coefficients_, int64_t chunk)
+      : layer(coefficients.layer), narrow_coefficients(narrow_coefficients_), is_narrow(layer.narrow_table_vectors() > 0),
+        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, !is_narrow), panel(coefficients, is_narrow ? 0 : chunk) {}
 
   // sums (features, padded_outputs) += a part's rows, block by block.
   void add_rows(const RowPart& part, int64_t block, double* sums) {
@@ -119,21 +113,24 @@ struct MagnitudeWorker {
         const int64_t some = smaller(group, part.features - f);
         double* own = sums + f * layer.padded_outputs;
         inputs.evaluate(f, some);
-        is_narrow ? add_narrow(part.i0 + f, some, own) : add_tiles(part.i0 + f, some, own);
+        is_narrow ? add_narrow(part.i0 + f, some, own) : add_tiles(part, f, some, own);
       }
     }
   }
 
  private:
-  void add_tiles(int64_t i, int64_t features, double* sums) {
+  void add_tiles(const RowPart& part, int64_t f0, int64_t features, double* sums) {
     with_live_rows(layer.live, [&](auto live) {
       constexpr int LIVE = decltype(live)::value;
-      for (int64_t t = 0; t < layer.tiles; ++t)
-        with_width<widest_tile<LIVE>()>(layer.tile(t).vectors, [&](auto width) {
+      for (int64_t t = 0; t < layer.tiles; ++t) {
+        const Tile tile = layer.tile(t);
+        if (f0 == 0) panel.open(tile, part.i0, part.features);
+        with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
           for (int64_t f = 0; f < features; ++f)
-            add_magnitudes<C, LIVE, decltype(width)::value>(inputs.inputs(f), coefficients.tile(layer.tile(t), i + f),
-                                                            sums + f * layer.padded_outputs + layer.tile(t).first);
+            add_magnitudes<C, LIVE, decltype(width)::value>(inputs.inputs(f), panel.feature(part.i0 + f0 + f),
+                                                            sums + f * layer.padded_outputs + tile.first);
         });
+      }
     });
   }
   void add_narrow(int64_t i, int64_t features, double* sums) {
@@ -152,7 +149,7 @@ void edge_l1(const Problem& p, ParallelFor parallel_for) {
   layer.prepare(parallel_for);
   const RowSplits splits(layer);
   const bool is_narrow = layer.narrow_table_vectors() > 0;
-  const Coefficients<C> coefficients(layer, !is_narrow, layer.tables.specialised(), parallel_for);
+  const Coefficients<C> coefficients(layer, !is_narrow && p.N > splits.block, parallel_for);
   const NarrowCoefficients<C> narrow_coefficients(layer, is_narrow, parallel_for);
   const int64_t O = layer.padded_outputs, all = p.I * O;
   Buffer<double> sums(splits.count * all);
@@ -169,7 +166,7 @@ void edge_l1(const Problem& p, ParallelFor parallel_for) {
   for (int64_t split = 1; split < splits.count; ++split) add_to(sums.data, &sums[split * all], all);
   with_storage(p.storage, [&](auto tag) {
     using S = decltype(tag);
-    for (int64_t i = 0; i < p.I; ++i)
-      for (int64_t o = 0; o < p.O; ++o) static_cast<S*>(p.edge_l1)[i * p.O + o] = narrow<S>(C(sums[i * O + o] / double(p.N)));
+    for (int64_t o = 0; o < p.O; ++o)
+      for (int64_t i = 0; i < p.I; ++i) static_cast<S*>(p.edge_l1)[o * p.I + i] = narrow<S>(C(sums[i * O + o] / double(p.N)));
   });
 }

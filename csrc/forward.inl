@@ -3,21 +3,19 @@
 // y (row, output of the tile) += the inputs' part.
 template <class C, int STRIDE>
 void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
-                      const Coefficients<C>& coefficients, const Tile& tile, C* y) {
+                      const PanelReader<C>& coefficients, const Tile& tile, C* y) {
   with_live_rows(inputs.layer.live, [&](auto live) {
     constexpr int LIVE = decltype(live)::value;
     with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
       constexpr int R = decltype(width)::value;
       for (int64_t f = 0; f < features; ++f) {
-        const CoefTile<C> coef = coefficients.tile(tile, first_feature + f);
+        const CoefTile<C> coef = coefficients.feature(first_feature + f);
         if constexpr (LIVE < 0)
           forward_tile_general(inputs.inputs(f), coef, y, Simd<C>::lanes);
         else if (inputs.sorts)
           forward_tile<C, LIVE, R>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
-        else if (coef.scale == nullptr)
-          forward_tile_unsorted<C, LIVE, R, false>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
         else
-          forward_tile_unsorted<C, LIVE, R, true>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
+          forward_tile_unsorted<C, LIVE, R>(inputs.inputs(f), coef, y, R * Simd<C>::lanes);
       }
     });
   });
@@ -26,7 +24,8 @@ void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_
 // y (output, row) += the inputs' part, for a layer of few outputs.
 template <class C, int STRIDE>
 void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
-                      const NarrowCoefficients<C>& coefficients, const Tile&, C* y) {
+                      const NarrowReader<C>& reader, const Tile&, C* y) {
+  const NarrowCoefficients<C>& coefficients = reader.coefficients;
   with_narrow_table(inputs.layer.live, coefficients.table_vectors, [&](auto live, auto vectors) {
     for (int64_t f = 0; f < features; ++f)
       narrow_forward<C, decltype(live)::value, decltype(vectors)::value>(
@@ -62,11 +61,12 @@ struct ForwardWorker {
   const Coefs& coefficients;
   const int64_t chunk, group;
   EvaluationScratch<C, STRIDE> inputs;
+  typename Coefs::Reader reader;
   Buffer<C> part;
 
   ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
       : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
-        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts),
+        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts), reader(coefficients, chunk),
         part(layer.problem.I > chunk ? block * layer.tile_vectors * Simd<C>::lanes : 0) {}
 
   void add_features(int64_t n0, int64_t rows, int64_t first_feature, int64_t end_feature, C* sums) {
@@ -81,8 +81,11 @@ struct ForwardWorker {
           C* of_tile = sums + rows * tile.first;
           // With several tiles a group is the whole chunk, and a tile's sums are in L1 when they are added.
           C* y = i0 == first_feature ? of_tile : part.data;
-          if (f == 0) __builtin_memset(y, 0, size_t(size) * sizeof(C));
-          forward_features(inputs, i0 + f, smaller(group, features - f), coefficients, tile, y);
+          if (f == 0) {
+            __builtin_memset(y, 0, size_t(size) * sizeof(C));
+            reader.open(tile, i0, features);
+          }
+          forward_features(inputs, i0 + f, smaller(group, features - f), reader, tile, y);
           if (y != of_tile && f + group >= features) add_to(of_tile, y, size);
         }
       }
@@ -133,16 +136,10 @@ void forward_with(const Layer<C>& layer, const Coefs& coefficients, int64_t bloc
 template <class C>
 void forward(const Problem& p, ParallelFor parallel_for) {
   Layer<C> layer(p);
-  if (p.N <= kFewRows) {
-    const bool in_place = coefficients_can_stay<C>(p, false);
-    return forward_blocks(
-        layer, 1, kFewRowsWait * layer.work_per_input(), parallel_for, [&] { return FewRowsWorker<C>(layer, in_place); },
-        [&](const C* sums, int64_t n, int64_t) { write_tiles(layer, sums, n, 1); });
-  }
+  if (p.N <= kFewRows) return few_rows_forward(layer, parallel_for);
   layer.prepare(parallel_for);
   const int64_t block = layer.block_rows(16);
   if (layer.narrow_table_vectors() > 0)
     return forward_with(layer, NarrowCoefficients<C>(layer, true, parallel_for), block, false, parallel_for);
-  const bool sorts = layer.worth_sorting(block);
-  forward_with(layer, Coefficients<C>(layer, true, sorts && layer.tables.specialised(), parallel_for), block, sorts, parallel_for);
+  forward_with(layer, Coefficients<C>(layer, p.N > block, parallel_for), block, layer.worth_sorting(block), parallel_for);
 }

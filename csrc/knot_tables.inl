@@ -115,7 +115,7 @@ struct KnotTables {
     else
       records.allocate(I * (intervals + 1) * record_size());
   }
-  bool specialised() const { return live > 0 && K >= 1 && K <= 5; }
+  bool specialised() const { return live > 0 && K >= 1 && K <= 7; }
 
   // Calls f with K as a Constant, where it is specialised.
   template <class F>
@@ -126,6 +126,8 @@ struct KnotTables {
       case 3: return f(Constant<3>{});
       case 4: return f(Constant<4>{});
       case 5: return f(Constant<5>{});
+      case 6: return f(Constant<6>{});
+      case 7: return f(Constant<7>{});
     }
   }
 

@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(kan_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("spline_forward", TORCH_BOX(&kan::spline_forward));
   m.impl("spline_backward_input", TORCH_BOX(&kan::spline_backward_input));
-  m.impl("spline_backward_coef", TORCH_BOX(&kan::spline_backward_coef));
+  m.impl("spline_backward_weight", TORCH_BOX(&kan::spline_backward_weight));
   m.impl("spline_backward", TORCH_BOX(&kan::spline_backward));
   m.impl("edge_l1", TORCH_BOX(&kan::edge_l1));
   m.impl("edge_l1_backward", TORCH_BOX(&kan::edge_l1_backward));

@@ -7,13 +7,18 @@ constexpr int64_t kMostNarrowProducts = 36;   // M + 1 times O, up to which dens
 template <class F>
 void with_narrow_table(int live, int table_vectors, F f) {
   with_live_rows(live, [&](auto rows) {
-    if constexpr (decltype(rows)::value > 1) table_vectors == 1 ? f(rows, Constant<1>{}) : f(rows, Constant<2>{});
+    if constexpr (decltype(rows)::value > 1 && decltype(rows)::value <= kMostNarrowLive)
+      table_vectors == 1 ? f(rows, Constant<1>{}) : f(rows, Constant<2>{});
   });
 }
 
-// The coefficients times their scaler, transposed: the table of feature i and output o is its M coefficients in whole vectors.
+template <class C>
+struct NarrowReader;
+
+// The coefficients times their scaler: the table of feature i and output o is its M coefficients in whole vectors.
 template <class C>
 struct NarrowCoefficients {
+  using Reader = NarrowReader<C>;
   const Problem& problem;
   const int table_vectors;
   const int64_t table_size;  // of an output
@@ -35,18 +40,29 @@ struct NarrowCoefficients {
  private:
   void read(int64_t i) {
     const Problem& p = problem;
-    C *own = &tables[i * p.O * table_size], *own_base = &base[i * p.O];
-    read_transposed(p.storage, coef_of_feature(p, i), 0, p.G + p.K, table_size, 0, p.O, own, table_size);
-    if (p.scaler.data != nullptr) {
-      pack_rows(p.storage, p.scaler, i, 1, 0, p.O, own_base, p.O);
-      for (int64_t o = 0; o < p.O; ++o)
-        for (int64_t m = 0; m < table_size; ++m) own[o * table_size + m] *= own_base[o];
-    }
-    if (p.base_weight.data != nullptr)
-      pack_rows(p.storage, p.base_weight, i, 1, 0, p.O, own_base, p.O);
-    else
-      __builtin_memset(own_base, 0, size_t(p.O) * sizeof(C));
+    with_storage(p.storage, [&](auto tag) {
+      using S = decltype(tag);
+      const auto element = [&](const Operand& matrix, int64_t o) {
+        return static_cast<const S*>(matrix.data) + o * matrix.stride[0] + i * matrix.stride[1];
+      };
+      for (int64_t o = 0; o < p.O; ++o) {
+        C* const own = &tables[(i * p.O + o) * table_size];
+        widen_row(element(p.spline_weight, o), p.spline_weight.stride[2], p.G + p.K, own);
+        const C scale = p.spline_scaler.data != nullptr ? widen<C>(*element(p.spline_scaler, o)) : C(1);
+        for (int64_t m = 0; m < table_size; ++m) own[m] = m < p.G + p.K ? own[m] * scale : C(0);
+        base[i * p.O + o] = p.base_weight.data != nullptr ? widen<C>(*element(p.base_weight, o)) : C(0);
+      }
+    });
   }
+};
+
+// Where the panels of wider layers are opened, there is nothing to do: the tables of all features are there.
+template <class C>
+struct NarrowReader {
+  const NarrowCoefficients<C>& coefficients;
+
+  NarrowReader(const NarrowCoefficients<C>& coefficients_, int64_t) : coefficients(coefficients_) {}
+  void open(const Tile&, int64_t, int64_t) {}
 };
 
 // The values of as many inputs as there are lanes, and the coefficients that they belong to.

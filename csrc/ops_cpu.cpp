@@ -101,11 +101,11 @@ Problem problem_of(const Tensor& x, int64_t outputs, const Tensor& grid, int64_t
   return p;
 }
 
-void read_coefficients(Problem& p, const Tensor& coef, const std::optional<Tensor>& scaler,
-                       const std::optional<Tensor>& base_weight) {
-  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
-  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  p.base_weight = operand(base_weight, "base_weight", {p.I, p.O}, p.storage);
+void read_weights(Problem& p, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
+                  const std::optional<Tensor>& base_weight) {
+  p.spline_weight = operand(spline_weight, "spline_weight", {p.O, p.I, p.G + p.K}, p.storage);
+  p.spline_scaler = operand(spline_scaler, "spline_scaler", {p.O, p.I}, p.storage);
+  p.base_weight = operand(base_weight, "base_weight", {p.O, p.I}, p.storage);
 }
 
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
@@ -122,42 +122,56 @@ Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
 bool is_trivial(const Problem& p) { return p.I == 0 || p.O == 0; }
 
 // Of edges whose inputs are known by their bases' moments (I, M+2, K+4) alone.
-Problem problem_of_moments(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+Problem problem_of_moments(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                            const std::optional<Tensor>& base_weight, int64_t rows) {
-  STD_TORCH_CHECK(moments.dim() == 3 && coef.dim() == 3, "kan_kernels: moments and coef must have three dimensions");
+  STD_TORCH_CHECK(moments.dim() == 3 && spline_weight.dim() == 3, "kan_kernels: moments and spline_weight must have three dimensions");
   Problem p{};
   p.N = rows;
-  p.I = coef.size(0);
-  p.O = coef.size(2);
+  p.O = spline_weight.size(0);
+  p.I = spline_weight.size(1);
   p.K = int(moments.size(2)) - 4;
-  p.G = coef.size(1) - p.K;
-  STD_TORCH_CHECK(p.K >= 0 && p.G >= 1 && moments.is_contiguous(), "kan_kernels: moments do not fit the coefficients");
+  p.G = spline_weight.size(2) - p.K;
+  STD_TORCH_CHECK(p.K >= 0 && p.G >= 1 && moments.is_contiguous(), "kan_kernels: moments do not fit spline_weight");
   operand(moments, "moments", {p.I, p.G + p.K + 2, p.K + 4}, Storage::float64);
   p.of_moments = static_cast<const double*>(moments.const_data_ptr());
-  p.storage = storage_of(coef);
-  read_coefficients(p, coef, scaler, base_weight);
+  p.storage = storage_of(spline_weight);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
   return p;
 }
 
-// The gradients of the parameters as empty tensors, of no element where they are not needed; the problem writes to them.
-struct CoefGradients {
-  Tensor coef, scaler, base;
+// The gradients of the weights as empty tensors, of no element where they are not needed; the problem writes to them. In memory
+// they are (I, O, M) and (I, O) where spline_weight is, which autograd then gives as contiguous gradients of a parameter that is.
+struct WeightGradients {
+  bool in_first;
+  Tensor spline_weight, spline_scaler, base_weight;
 
-  CoefGradients(Problem& p, const Tensor& like, bool need_coef, bool need_scaler, bool need_base)
-      : coef(need_coef ? new_empty(like, {p.I, p.G + p.K, p.O}) : new_empty(like, {0})),
-        scaler(need_scaler ? new_empty(like, {p.I, p.O}) : new_empty(like, {0})),
-        base(need_base ? new_empty(like, {p.I, p.O}) : new_empty(like, {0})) {
-    STD_TORCH_CHECK(!need_scaler || (p.coef.data != nullptr && p.scaler.data != nullptr) || is_trivial(p),
-                    "kan_kernels: the gradient of the scaler needs coef and scaler");
-    if (need_coef) p.coef_gradient = coef.mutable_data_ptr();
-    if (need_scaler) p.scaler_gradient = scaler.mutable_data_ptr();
-    if (need_base) p.base_gradient = base.mutable_data_ptr();
+  WeightGradients(Problem& p, const Tensor& like, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight)
+      : in_first(p.spline_weight.data != nullptr && p.spline_weight.stride[1] > p.spline_weight.stride[0]),
+        spline_weight(!need_spline_weight ? new_empty(like, {0})
+                      : in_first          ? new_empty(like, {p.I, p.O, p.G + p.K})
+                                          : new_empty(like, {p.O, p.I, p.G + p.K})),
+        spline_scaler(of_edges(p, like, need_spline_scaler)), base_weight(of_edges(p, like, need_base_weight)) {
+    STD_TORCH_CHECK(!need_spline_scaler || (p.spline_weight.data != nullptr && p.spline_scaler.data != nullptr) || is_trivial(p),
+                    "kan_kernels: the gradient of spline_scaler needs spline_weight and spline_scaler");
+    p.edge_stride[0] = in_first ? 1 : p.I;
+    p.edge_stride[1] = in_first ? p.O : 1;
+    if (need_spline_weight) p.spline_weight_gradient = spline_weight.mutable_data_ptr();
+    if (need_spline_scaler) p.spline_scaler_gradient = spline_scaler.mutable_data_ptr();
+    if (need_base_weight) p.base_weight_gradient = base_weight.mutable_data_ptr();
+    if (!in_first) return;
+    for (Tensor* gradient : {&spline_weight, &spline_scaler, &base_weight})
+      if (gradient->dim() > 1) *gradient = torch::stable::transpose(*gradient, 0, 1);
+  }
+
+ private:
+  Tensor of_edges(const Problem& p, const Tensor& like, bool needed) const {
+    return !needed ? new_empty(like, {0}) : in_first ? new_empty(like, {p.I, p.O}) : new_empty(like, {p.O, p.I});
   }
 };
 
-int64_t degree_of(const Tensor& coef, const Tensor& grid) {
-  STD_TORCH_CHECK(coef.dim() == 3 && grid.dim() == 2, "kan_kernels: coef must have three dimensions and grid two");
-  return grid.size(1) - coef.size(1) - 1;
+int64_t degree_of(const Tensor& spline_weight, const Tensor& grid) {
+  STD_TORCH_CHECK(spline_weight.dim() == 3 && grid.dim() == 2, "kan_kernels: spline_weight must have three dimensions and grid two");
+  return grid.size(1) - spline_weight.size(2) - 1;
 }
 
 }  // namespace
@@ -168,12 +182,12 @@ int select_instruction_set(int level) {
   return instruction_set;
 }
 
-Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef,
-                      const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& spline_weight,
+                      const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                       const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative) {
-  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
+  Problem p = problem_of(x, spline_weight.dim() == 3 ? spline_weight.size(0) : 0, grid, degree_of(spline_weight, grid), activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
-  read_coefficients(p, coef, scaler, base_weight);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
   if (is_trivial(p)) return new_zeros(x, {p.N, p.O});
   Tensor y = new_empty(x, {p.N, p.O});
   p.y = y.mutable_data_ptr();
@@ -181,13 +195,13 @@ Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Ten
   return y;
 }
 
-Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef,
-                             const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& spline_weight,
+                             const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                              const std::optional<Tensor>& base_weight, const std::string& activation,
                              int64_t derivative) {
-  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, derivative);
+  Problem p = problem_of(x, spline_weight.dim() == 3 ? spline_weight.size(0) : 0, grid, degree_of(spline_weight, grid), activation, derivative);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
-  read_coefficients(p, coef, scaler, base_weight);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
   if (is_trivial(p)) return new_zeros(x, {p.N, p.I});
   Tensor gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = gradient.mutable_data_ptr();
@@ -195,63 +209,63 @@ Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coe
   return gradient;
 }
 
-std::tuple<Tensor, Tensor, Tensor> spline_backward_coef(
-    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const std::optional<Tensor>& coef,
-    const std::optional<Tensor>& scaler, const Tensor& grid, int64_t spline_order, const std::string& activation,
-    int64_t derivative, bool need_coef, bool need_scaler, bool need_base) {
+std::tuple<Tensor, Tensor, Tensor> spline_backward_weight(
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const std::optional<Tensor>& spline_weight,
+    const std::optional<Tensor>& spline_scaler, const Tensor& grid, int64_t spline_order, const std::string& activation,
+    int64_t derivative, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight) {
   STD_TORCH_CHECK(g.dim() == 2, "kan_kernels: g must have two dimensions");
   Problem p = problem_of(x, g.size(1), grid, spline_order, activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
-  p.coef = operand(coef, "coef", {p.I, p.G + p.K, p.O}, p.storage);
-  p.scaler = operand(scaler, "scaler", {p.I, p.O}, p.storage);
-  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
+  p.spline_weight = operand(spline_weight, "spline_weight", {p.O, p.I, p.G + p.K}, p.storage);
+  p.spline_scaler = operand(spline_scaler, "spline_scaler", {p.O, p.I}, p.storage);
+  WeightGradients gradients(p, x, need_spline_weight, need_spline_scaler, need_base_weight);
   if (!is_trivial(p)) kernels().backward(p, parallel_for);
-  return {gradients.coef, gradients.scaler, gradients.base};
+  return {gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
-    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& coef, const std::optional<Tensor>& scaler,
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
     const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative,
-    bool need_coef, bool need_scaler, bool need_base) {
+    bool need_spline_weight, bool need_spline_scaler, bool need_base_weight) {
   STD_TORCH_CHECK(g.dim() == 2, "kan_kernels: g must have two dimensions");
-  Problem p = problem_of(x, g.size(1), grid, degree_of(coef, grid), activation, derivative);
+  Problem p = problem_of(x, g.size(1), grid, degree_of(spline_weight, grid), activation, derivative);
   p.w = operand(w, "w", {p.N, p.I}, p.storage);
   p.g = operand(g, "g", {p.N, p.O}, p.storage);
-  read_coefficients(p, coef, scaler, base_weight);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
   STD_TORCH_CHECK(derivative < kMaxDerivative, "kan_kernels: derivative must be in 0..", kMaxDerivative - 1);
-  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
-  if (is_trivial(p)) return {new_zeros(x, {p.N, p.I}), gradients.coef, gradients.scaler, gradients.base};
+  WeightGradients gradients(p, x, need_spline_weight, need_spline_scaler, need_base_weight);
+  if (is_trivial(p)) return {new_zeros(x, {p.N, p.I}), gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
   Tensor input_gradient = new_empty(x, {p.N, p.I});
   p.input_gradient = input_gradient.mutable_data_ptr();
   p.input_gradient_of_next_order = true;
   kernels().backward(p, parallel_for);
-  return {input_gradient, gradients.coef, gradients.scaler, gradients.base};
+  return {input_gradient, gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
 }
 
-Tensor edge_l1(const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor edge_l1(const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                const std::optional<Tensor>& base_weight, const std::string& activation) {
-  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, 0);
-  read_coefficients(p, coef, scaler, base_weight);
-  Tensor norms = new_empty(x, {p.I, p.O});
+  Problem p = problem_of(x, spline_weight.dim() == 3 ? spline_weight.size(0) : 0, grid, degree_of(spline_weight, grid), activation, 0);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
+  Tensor norms = new_empty(x, {p.O, p.I});
   p.edge_l1 = norms.mutable_data_ptr();
   if (!is_trivial(p)) kernels().edge_l1(p, parallel_for);
   return norms;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> edge_l1_backward(
-    const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
-    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_coef,
-    bool need_scaler, bool need_base) {
-  Problem p = problem_of(x, coef.dim() == 3 ? coef.size(2) : 0, grid, degree_of(coef, grid), activation, 0);
-  read_coefficients(p, coef, scaler, base_weight);
-  p.edge_weight = operand(r, "r", {p.I, p.O}, p.storage);
-  CoefGradients gradients(p, x, need_coef, need_scaler, need_base);
+    const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_spline_weight,
+    bool need_spline_scaler, bool need_base_weight) {
+  Problem p = problem_of(x, spline_weight.dim() == 3 ? spline_weight.size(0) : 0, grid, degree_of(spline_weight, grid), activation, 0);
+  read_weights(p, spline_weight, spline_scaler, base_weight);
+  p.edge_weight = operand(r, "r", {p.O, p.I}, p.storage);
+  WeightGradients gradients(p, x, need_spline_weight, need_spline_scaler, need_base_weight);
   Tensor input_gradient = need_input ? new_empty(x, {p.N, p.I}) : new_empty(x, {0});
   if (need_input) p.input_gradient = input_gradient.mutable_data_ptr();
   p.input_gradient_of_next_order = need_input;
   if (!is_trivial(p)) kernels().backward(p, parallel_for);
-  return {input_gradient, gradients.coef, gradients.scaler, gradients.base};
+  return {input_gradient, gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
 }
 
 Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation) {
@@ -275,26 +289,26 @@ Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t splin
   return gradient;
 }
 
-Tensor edge_std(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+Tensor edge_std(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                 const std::optional<Tensor>& base_weight, int64_t rows) {
-  Problem p = problem_of_moments(moments, coef, scaler, base_weight, rows);
-  Tensor spread = new_empty(coef, {p.I, p.O});
-  p.edge_std = spread.mutable_data_ptr();
+  Problem p = problem_of_moments(moments, spline_weight, spline_scaler, base_weight, rows);
+  Tensor deviations = new_empty(spline_weight, {p.O, p.I});
+  p.edge_std = deviations.mutable_data_ptr();
   if (!is_trivial(p)) kernels().edge_std(p, parallel_for);
-  return spread;
+  return deviations;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> edge_std_backward(
-    const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler, const std::optional<Tensor>& base_weight,
-    int64_t rows, const Tensor& r, bool need_moments, bool need_coef, bool need_scaler, bool need_base) {
-  Problem p = problem_of_moments(moments, coef, scaler, base_weight, rows);
-  p.edge_weight = operand(r, "r", {p.I, p.O}, p.storage);
-  CoefGradients gradients(p, coef, need_coef, need_scaler, need_base);
+    const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const std::optional<Tensor>& base_weight,
+    int64_t rows, const Tensor& r, bool need_moments, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight) {
+  Problem p = problem_of_moments(moments, spline_weight, spline_scaler, base_weight, rows);
+  p.edge_weight = operand(r, "r", {p.O, p.I}, p.storage);
+  WeightGradients gradients(p, spline_weight, need_spline_weight, need_spline_scaler, need_base_weight);
   Tensor moments_gradient =
       need_moments ? new_empty(moments, {p.I, p.G + p.K + 2, p.K + 4}) : new_empty(moments, {0});
   if (need_moments) p.moments = static_cast<double*>(moments_gradient.mutable_data_ptr());
   if (!is_trivial(p)) kernels().edge_std(p, parallel_for);
-  return {moments_gradient, gradients.coef, gradients.scaler, gradients.base};
+  return {moments_gradient, gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
 }
 
 }  // namespace kan

@@ -10,44 +10,44 @@ namespace kan {
 
 using torch::stable::Tensor;
 
-Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& coef,
-                      const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor spline_forward(const Tensor& x, const std::optional<Tensor>& w, const Tensor& spline_weight,
+                      const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                       const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative);
 
-Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& coef,
-                             const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor spline_backward_input(const Tensor& x, const Tensor& g, const Tensor& spline_weight,
+                             const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                              const std::optional<Tensor>& base_weight, const std::string& activation,
                              int64_t derivative);
 
-std::tuple<Tensor, Tensor, Tensor> spline_backward_coef(
-    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const std::optional<Tensor>& coef,
-    const std::optional<Tensor>& scaler, const Tensor& grid, int64_t spline_order, const std::string& activation,
-    int64_t derivative, bool need_coef, bool need_scaler, bool need_base);
+std::tuple<Tensor, Tensor, Tensor> spline_backward_weight(
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const std::optional<Tensor>& spline_weight,
+    const std::optional<Tensor>& spline_scaler, const Tensor& grid, int64_t spline_order, const std::string& activation,
+    int64_t derivative, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
-    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& coef, const std::optional<Tensor>& scaler,
+    const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
     const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative,
-    bool need_coef, bool need_scaler, bool need_base);
+    bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
 
-Tensor edge_l1(const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
+Tensor edge_l1(const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                const std::optional<Tensor>& base_weight, const std::string& activation);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> edge_l1_backward(
-    const Tensor& x, const Tensor& coef, const std::optional<Tensor>& scaler, const Tensor& grid,
-    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_coef,
-    bool need_scaler, bool need_base);
+    const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const Tensor& r, bool need_input, bool need_spline_weight,
+    bool need_spline_scaler, bool need_base_weight);
 
 Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation);
 
 Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation,
                               const Tensor& r);
 
-Tensor edge_std(const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler,
+Tensor edge_std(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                 const std::optional<Tensor>& base_weight, int64_t rows);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> edge_std_backward(
-    const Tensor& moments, const Tensor& coef, const std::optional<Tensor>& scaler, const std::optional<Tensor>& base_weight,
-    int64_t rows, const Tensor& r, bool need_moments, bool need_coef, bool need_scaler, bool need_base);
+    const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const std::optional<Tensor>& base_weight,
+    int64_t rows, const Tensor& r, bool need_moments, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
 
 // Instruction sets from the plainest up: 0 baseline, 1 AVX2, 2 AVX-512. Selects `level` where this processor has it and a
 // negative `level` selects nothing; returns the one in use.

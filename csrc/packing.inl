@@ -68,6 +68,14 @@ void read_transposed(Storage storage, const Operand& source, int64_t first_row, 
     using S = decltype(tag);
     const int64_t row_stride = source.stride[0], column_stride = source.stride[1];
     const S* from = static_cast<const S*>(source.data) + first_row * row_stride + first_column * column_stride;
+    if (row_stride == 1 && column_stride != 1) {
+      for (int64_t c = 0; c < columns; ++c) {
+        C* to = destination + c * destination_stride;
+        widen_row(from + c * column_stride, 1, rows, to);
+        for (int64_t r = rows; r < padded_rows; ++r) to[r] = C(0);
+      }
+      return;
+    }
     int64_t whole_rows = 0, whole_columns = 0;
     if (column_stride == 1) {
       whole_rows = rows / lanes * lanes;
@@ -106,81 +114,3 @@ void write_transposed(Storage storage, const C* source, int64_t source_stride, i
 inline const void* element_of(const void* start, Storage storage, int64_t k) {
   return static_cast<const char*>(start) + k * (storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2);
 }
-
-// The matrix (M, O) of feature i.
-inline Operand coef_of_feature(const Problem& p, int64_t i) {
-  Operand matrix;
-  matrix.data = element_of(p.coef.data, p.storage, i * p.coef.stride[0]);
-  matrix.stride[0] = p.coef.stride[1];
-  matrix.stride[1] = p.coef.stride[2];
-  return matrix;
-}
-
-constexpr int64_t kRowsWorthScaling = 512;
-
-// Whether the inner loops can read the coefficients where they stand: of any storage type once for a run of inputs, of the
-// compute type for every input.
-template <class C>
-bool coefficients_can_stay(const Problem& p, bool once_for_run) {
-  return (once_for_run || is_stored_as<C>(p.storage)) && p.O % Simd<C>::lanes == 0 && p.coef.stride[2] == 1 &&
-         (p.base_weight.data == nullptr || p.base_weight.stride[1] == 1) &&
-         (p.scaler.data == nullptr || (p.scaler.stride[1] == 1 && p.N < kRowsWorthScaling));
-}
-template <class C>
-CoefTile<C> coefficients_in_place(const Problem& p, int64_t i, int64_t first_output) {
-  const auto at = [&](const Operand& operand) {
-    return operand.data == nullptr ? nullptr : element_of(operand.data, p.storage, i * operand.stride[0] + first_output);
-  };
-  return {at(p.coef), p.coef.stride[1], at(p.base_weight), at(p.scaler), p.storage};
-}
-
-// The coefficients as the inner loops read them: where they stand, or packed (tile, feature, row, tile width) where they need a
-// conversion, padding, or a product with the scaler that is cheaper once than in every block.
-template <class C>
-struct Coefficients {
-  const Layer<C>& layer;
-  const int64_t rows;  // per feature: the spline rows, then the base row
-  const bool in_place;
-  Buffer<C> packed;
-
-  Coefficients(const Layer<C>& layer_, bool are_read, bool once_for_run, ParallelFor parallel_for)
-      : layer(layer_), rows(layer.spline_rows + 1), in_place(!are_read || coefficients_can_stay<C>(layer.problem, once_for_run)) {
-    if (in_place) return;
-    const Problem& p = layer.problem;
-    packed.allocate(p.I * rows * layer.padded_outputs);
-    run_parallel(parallel_for, p.I, 2 * rows * layer.vectors, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pack(i);
-    });
-  }
-
-  CoefTile<C> tile(const Tile& t, int64_t i) const {
-    const Problem& p = layer.problem;
-    if (!in_place) {
-      const int64_t width = t.vectors * Layer<C>::lanes;
-      const C* start = packed.data + p.I * rows * t.first + i * rows * width;
-      return {start, width, p.base_weight.data != nullptr ? start + layer.spline_rows * width : nullptr, nullptr, storage_of<C>()};
-    }
-    return coefficients_in_place<C>(p, i, t.first);
-  }
-
- private:
-  void pack(int64_t i) {
-    const Problem& p = layer.problem;
-    for (int64_t t = 0; t < layer.tiles; ++t) {
-      const Tile tile = layer.tile(t);
-      const int64_t width = tile.vectors * Layer<C>::lanes, valid = smaller(width, p.O - tile.first);
-      C* to = &packed[p.I * rows * tile.first + i * rows * width];
-      if (layer.spline_rows > 0) pack_rows(p.storage, coef_of_feature(p, i), 0, layer.spline_rows, tile.first, valid, to, width);
-      if (p.base_weight.data != nullptr)
-        pack_rows(p.storage, p.base_weight, i, 1, tile.first, valid, to + layer.spline_rows * width, width);
-      if (p.scaler.data != nullptr) scale(i, tile, to, width, valid);
-    }
-  }
-
-  void scale(int64_t i, const Tile& tile, C* to, int64_t width, int64_t valid) const {
-    Buffer<C> factors(width);
-    pack_rows(layer.problem.storage, layer.problem.scaler, i, 1, tile.first, valid, factors.data, width);
-    for (int64_t m = 0; m < layer.spline_rows; ++m)
-      for (int64_t c = 0; c < width; ++c) to[m * width + c] *= factors[c];
-  }
-};

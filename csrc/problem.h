@@ -20,29 +20,30 @@ struct Problem {
   int K;
   int derivative;
   Activation activation;
-  Storage storage;       // of x, w, coef, base_weight, g and every output
+  Storage storage;        // of x, w, spline_weight, spline_scaler, base_weight, g and every output
   Storage grid_storage;
-  Operand x;             // (N, I)
-  Operand w;             // (N, I) or absent: ones
-  Operand coef;          // (I, M, O)
-  Operand scaler;        // (I, O) or absent: ones; multiplies coef
-  Operand base_weight;   // (I, O) or absent: no base activation
-  Operand grid;          // (I, G+2K+1)
-  Operand g;             // (N, O)
-  Operand edge_weight;   // (I, O) or absent: g is then, for every edge, this times the sign of its function, over N
+  Operand x;              // (N, I)
+  Operand w;              // (N, I) or absent: ones
+  Operand spline_weight;  // (O, I, M)
+  Operand spline_scaler;  // (O, I) or absent: ones; multiplies spline_weight
+  Operand base_weight;    // (O, I) or absent: no base activation
+  Operand grid;           // (I, G+2K+1)
+  Operand g;              // (N, O)
+  Operand edge_weight;    // (O, I) or absent: g is then, for every edge, this times the sign of its function, over N
   const double* moment_weight = nullptr;  // (I, M+2, K+4), contiguous
   const double* of_moments = nullptr;     // the same: the moments of N rows that x then stands for
-  // The gradient with respect to the inputs takes derivative + 1, so that it comes with the coefficients' of `derivative`.
+  // The gradient with respect to the inputs takes derivative + 1, so that it comes with the weights' of `derivative`.
   bool input_gradient_of_next_order;
-  // Outputs, contiguous; the ones not asked for are null.
-  void* y = nullptr;                 // (N, O)
-  void* input_gradient = nullptr;    // (N, I)
-  void* coef_gradient = nullptr;     // (I, M, O)
-  void* scaler_gradient = nullptr;   // (I, O)
-  void* base_gradient = nullptr;     // (I, O)
-  void* edge_l1 = nullptr;           // (I, O)
-  void* edge_std = nullptr;          // (I, O)
-  double* moments = nullptr;         // (I, M+2, K+4), as `reference_norms.basis_moments`; or their gradient
+  // Outputs; the ones not asked for are null.
+  void* y = nullptr;                       // (N, O), contiguous
+  void* input_gradient = nullptr;          // (N, I), contiguous
+  void* spline_weight_gradient = nullptr;  // (O, I, M): edge (o, i) is edge o * edge_stride[0] + i * edge_stride[1], all of it contiguous
+  void* spline_scaler_gradient = nullptr;  // (O, I), at the same strides, as base_weight_gradient
+  void* base_weight_gradient = nullptr;
+  int64_t edge_stride[2] = {0, 0};         // {I, 1} or, for weights that are (I, O, M) in memory, {1, O}
+  void* edge_l1 = nullptr;                 // (O, I), contiguous
+  void* edge_std = nullptr;                // (O, I), contiguous
+  double* moments = nullptr;               // (I, M+2, K+4), as `reference_norms.basis_moments`; or their gradient
 };
 
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.

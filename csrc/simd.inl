@@ -343,6 +343,15 @@ inline void exchange_quarters(V<C>* v) {
       v[r + HALF] = __builtin_shuffle(top, bottom, low + HALF);
     }
 }
+// Lane c of v[r] and lane r of v[c] change places, for as many vectors as there are lanes.
+template <class C>
+inline void transpose_square(V<C>* v) {
+  constexpr int lanes = Simd<C>::lanes;
+  if constexpr (lanes >= 16) exchange_quarters<C, 8>(v);
+  if constexpr (lanes >= 8) exchange_quarters<C, 4>(v);
+  if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
+  exchange_quarters<C, 1>(v);
+}
 // to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors of compute type C.
 template <class C, class From, class To>
 inline void transpose_block(const From* from, int64_t from_stride, To* to, int64_t to_stride) {
@@ -350,38 +359,78 @@ inline void transpose_block(const From* from, int64_t from_stride, To* to, int64
   V<C> v[lanes];
 #pragma GCC unroll 16
   for (int r = 0; r < lanes; ++r) v[r] = load_as<C>(from + r * from_stride);
-  if constexpr (lanes >= 16) exchange_quarters<C, 8>(v);
-  if constexpr (lanes >= 8) exchange_quarters<C, 4>(v);
-  if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
-  exchange_quarters<C, 1>(v);
+  transpose_square<C>(v);
 #pragma GCC unroll 16
   for (int r = 0; r < lanes; ++r) store_as<C>(to + r * to_stride, v[r]);
 }
 
-// Rows of W entries, row r at base + offset[r], side by side in one vector.
-template <class C, int W>
-inline V<C> load_records(const C* base, const int32_t* offset) {
+// Records of W entries, which start at at(0), at(1), ..., side by side in one vector.
+template <class C, int W, class At>
+[[gnu::always_inline]] inline V<C> load_records(const At& at) {
   constexpr int bytes = W * int(sizeof(C));
-  if constexpr (bytes == KAN_VECTOR_BYTES) return load(base + offset[0]);
+  if constexpr (bytes == KAN_VECTOR_BYTES) return load(at(0));
 #if KAN_VECTOR_BYTES == 64
-  const auto quarter = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
-  const auto half = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base + offset[r])); };
+  const auto quarter = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at(r))); };
+  const auto half = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(r))); };
   if constexpr (bytes == 32) return (V<C>)_mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
   if constexpr (bytes == 16)
     return (V<C>)_mm512_inserti32x4(
         _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(quarter(0)), quarter(1), 1), quarter(2), 2), quarter(3), 3);
-  if constexpr (bytes == 8)
+#elif KAN_VECTOR_BYTES == 32
+  const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at(r))); };
+  if constexpr (bytes == 16) return (V<C>)_mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(1), 1);
+#endif
+  if constexpr (bytes == 8) {
+    Index<double> pairs;
+    for (int r = 0; r < Simd<double>::lanes; ++r) {
+      int64_t pair;
+      __builtin_memcpy(&pair, at(r), 8);
+      pairs[r] = pair;
+    }
+    return (V<C>)pairs;
+  }
+  V<C> records;
+  for (int lane = 0; lane < Simd<C>::lanes; ++lane) records[lane] = at(lane / W)[lane % W];
+  return records;
+}
+// The same for records at base + offset[0], base + offset[1], ...
+template <class C, int W>
+[[gnu::always_inline]] inline V<C> load_records(const C* base, const int32_t* offset) {
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (W * sizeof(C) == 8)
     return (V<C>)_mm512_i32gather_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)), base, sizeof(C));
 #elif KAN_VECTOR_BYTES == 32
-  const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + offset[r])); };
-  if constexpr (bytes == 16) return (V<C>)_mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(1), 1);
-  if constexpr (bytes == 8)
+  if constexpr (W * sizeof(C) == 8)
     return (V<C>)_mm256_i32gather_epi64(reinterpret_cast<const long long*>(base),
                                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)), sizeof(C));
 #endif
-  V<C> rows;
-  for (int lane = 0; lane < Simd<C>::lanes; ++lane) rows[lane] = base[offset[lane / W] + lane % W];
-  return rows;
+  return load_records<C, W>([&](int r) { return base + offset[r]; });
+}
+// The way back, of the records r with r < count.
+template <class C, int W, class At>
+[[gnu::always_inline]] inline void store_records(const At& at, V<C> records, int count) {
+  constexpr int bytes = W * int(sizeof(C)), in_vector = Simd<C>::lanes / W;
+  if constexpr (bytes == KAN_VECTOR_BYTES) {
+    if (count > 0) store<C>(at(0), records);
+    return;
+  }
+#if KAN_VECTOR_BYTES == 64
+  if constexpr (bytes == 32) {
+    if (count > 0) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(0)), _mm512_castsi512_si256((__m512i)records));
+    if (count > 1) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(1)), _mm512_extracti64x4_epi64((__m512i)records, 1));
+    return;
+  }
+#elif KAN_VECTOR_BYTES == 32
+  if constexpr (bytes == 16) {
+    if (count > 0) _mm_storeu_si128(reinterpret_cast<__m128i*>(at(0)), _mm256_castsi256_si128((__m256i)records));
+    if (count > 1) _mm_storeu_si128(reinterpret_cast<__m128i*>(at(1)), _mm256_extracti128_si256((__m256i)records, 1));
+    return;
+  }
+#endif
+  C entry[Simd<C>::lanes];
+  store<C>(entry, records);
+  for (int r = 0; r < in_vector && r < count; ++r)
+    for (int k = 0; k < W; ++k) at(r)[k] = entry[r * W + k];
 }
 // Lanes first, first + 1, ..., each W times.
 template <class C, int W>
@@ -391,21 +440,46 @@ inline V<C> repeat_lanes(V<C> v, int first) {
   for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
   return __builtin_shuffle(v, index + typename Simd<C>::Int(first));
 }
-// From W vectors that hold the rows (of W entries) of as many inputs as there are lanes, to W vectors of one entry each.
+// From W vectors that hold as many records of W entries as there are lanes, to W vectors of one entry each.
 template <class C, int W>
 inline void records_to_lanes(V<C>* v) {
-  Index<C> even;
+  if constexpr (W == Simd<C>::lanes) {
+    transpose_square<C>(v);
+  } else {
+    Index<C> even;
 #pragma GCC unroll 16
-  for (int l = 0; l < Simd<C>::lanes; ++l) even[l] = 2 * l;
+    for (int l = 0; l < Simd<C>::lanes; ++l) even[l] = 2 * l;
 #pragma GCC unroll 4
-  for (int step = 1; step < W; step *= 2)
+    for (int step = 1; step < W; step *= 2)
 #pragma GCC unroll 8
-    for (int r = 0; r < W; ++r)
-      if ((r & step) == 0) {
-        const V<C> low = v[r], high = v[r + step];
-        v[r] = __builtin_shuffle(low, high, even);
-        v[r + step] = __builtin_shuffle(low, high, even + 1);
-      }
+      for (int r = 0; r < W; ++r)
+        if ((r & step) == 0) {
+          const V<C> low = v[r], high = v[r + step];
+          v[r] = __builtin_shuffle(low, high, even);
+          v[r + step] = __builtin_shuffle(low, high, even + 1);
+        }
+  }
+}
+// The way back.
+template <class C, int W>
+inline void lanes_to_records(V<C>* v) {
+  if constexpr (W == Simd<C>::lanes) {
+    transpose_square<C>(v);
+  } else {
+    constexpr int lanes = Simd<C>::lanes;
+    Index<C> first_half;
+#pragma GCC unroll 16
+    for (int l = 0; l < lanes; ++l) first_half[l] = l / 2 + (l % 2 == 1 ? lanes : 0);
+#pragma GCC unroll 4
+    for (int step = W / 2; step > 0; step /= 2)
+#pragma GCC unroll 8
+      for (int r = 0; r < W; ++r)
+        if ((r & step) == 0) {
+          const V<C> even = v[r], odd = v[r + step];
+          v[r] = __builtin_shuffle(even, odd, first_half);
+          v[r + step] = __builtin_shuffle(even, odd, first_half + lanes / 2);
+        }
+  }
 }
 
 // A value for a template to take from an argument.

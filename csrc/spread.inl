@@ -8,13 +8,15 @@ class EdgeSpread {
   const int K;
   const int64_t M, row, width;  // row: K + 4; width: O rounded up to vectors, beyond O everything is 0
   const bool has_base;
+  EdgeReader<double> edges;
+  EdgeWriter<double> writer;
   Buffer<double> c, product, mean, spread, line;
   const double* moments = nullptr;
 
  public:
   explicit EdgeSpread(const Problem& p_)
       : p(p_), K(p.K), M(p.G + p.K), row(K + 4), width(divide_up(p.O, lanes) * lanes), has_base(p.base_weight.data != nullptr),
-        c((M + 2) * width), product((M + 2) * width), mean(width), spread(width), line(width) {}
+        edges(p), writer(p), c((M + 2) * width), product((M + 2) * width), mean(width), spread(width), line(width) {}
 
   static int64_t work(const Problem& p) { return (p.G + p.K + 2) * (2 * p.K + 8) * divide_up(p.O, lanes); }
 
@@ -33,24 +35,17 @@ class EdgeSpread {
     measure();
   }
 
-  void write_spread(int64_t i) { write_rows(p.storage, spread.data, width, 1, p.O, p.edge_std, i, 0, p.O); }
+  void write_spread(int64_t i) { write_transposed(p.storage, spread.data, width, p.O, 1, p.edge_std, 0, i, p.I); }
 
   // Of the sum of the feature's row of edge_weight times the standard deviations.
   void write_gradients(int64_t i) {
     double* share = line.data;
-    pack_rows(p.storage, p.edge_weight, i, 1, 0, p.O, share, width);
+    read_column(p.edge_weight, i, share);
     for (int64_t o = 0; o < width; ++o) share[o] = spread[o] == 0 ? 0 : share[o] / (spread[o] * double(p.N - 1));
     if (p.moments != nullptr) write_moments(share, p.moments + i * (M + 2) * row);
     for (int64_t r = 0; r <= M; ++r)  // the number taken from the coefficients cancels: it counts as constant
       for (int64_t o = 0; o < width; ++o) at(product, r)[o] = share[o] * (at(product, r)[o] - mean[o] * sum_of(r));
-    if (p.base_gradient != nullptr) write_rows(p.storage, at(product, M), width, 1, p.O, p.base_gradient, i, 0, p.O);
-    if (p.scaler_gradient != nullptr) write_scaler_gradient(i);
-    if (p.coef_gradient == nullptr) return;
-    if (p.scaler.data != nullptr) {
-      pack_rows(p.storage, p.scaler, i, 1, 0, p.O, line.data, width);
-      scale(product);
-    }
-    write_rows(p.storage, product.data, width, M, p.O, p.coef_gradient, i * M, 0, p.O);
+    writer.write(i, 1, 0, p.O, M, product.data, width);
   }
 
  private:
@@ -61,21 +56,27 @@ class EdgeSpread {
     for (int64_t o = 0; o < width; ++o) to[o] += factor * from[o];
   }
 
-  // rows *= line.
-  void scale(const Buffer<double>& rows) const {
-    for (int64_t r = 0; r < M; ++r)
-      for (int64_t o = 0; o < width; ++o) at(rows, r)[o] *= line[o];
+  // to[o] = the element of feature i and output o of an (O, I) matrix.
+  void read_column(const Operand& matrix, int64_t i, double* to) const {
+    read_transposed(p.storage, matrix, 0, p.O, width, i, 1, to, width);
   }
 
   void read_coefficients(int64_t i) {
-    pack_rows(p.storage, coef_of_feature(p, i), 0, M, 0, p.O, c.data, width);
     if (has_base)
-      pack_rows(p.storage, p.base_weight, i, 1, 0, p.O, at(c, M), width);
+      read_column(p.base_weight, i, at(c, M));
     else
       __builtin_memset(at(c, M), 0, size_t(width) * sizeof(double));
-    if (p.scaler.data == nullptr) return;
-    pack_rows(p.storage, p.scaler, i, 1, 0, p.O, line.data, width);
-    scale(c);
+    if (p.spline_scaler.data != nullptr) read_column(p.spline_scaler, i, line.data);
+    with_record_width<double>(M, [&](auto record) {
+      for (int64_t o = 0; o < width; o += lanes) {
+        edges.open(o, i, 1);
+        const V<double> factor = p.spline_scaler.data != nullptr ? load(&line[o]) : broadcast(1.0);
+        const Index<double> exists = first_lanes<double>(p.O - o);
+        read_edges<double, decltype(record)::value>(edges.edges.of_output, 0, M, [&](int64_t m, V<double> row) {
+          store<double>(at(c, m) + o, (V<double>)((Index<double>)(row * factor) & exists));
+        });
+      }
+    });
   }
 
   // product = moments c: a band of K+1 diagonals, and the base's and e's columns as a border.
@@ -126,16 +127,6 @@ class EdgeSpread {
       if (r < M) to[r * row + K + 1] = dot(own, at(c, M), share);
       if (r <= M) to[r * row + K + 2] = dot(own, at(c, M + 1), share);
     }
-  }
-
-  // The sum over the bases of the gradient times the coefficients as they are stored.
-  void write_scaler_gradient(int64_t i) {
-    __builtin_memset(mean.data, 0, size_t(width) * sizeof(double));
-    for (int64_t r = 0; r < M; ++r) {
-      pack_rows(p.storage, coef_of_feature(p, i), r, 1, 0, p.O, line.data, width);
-      for (int64_t o = 0; o < width; ++o) mean[o] += at(product, r)[o] * line[o];
-    }
-    write_rows(p.storage, mean.data, width, 1, p.O, p.scaler_gradient, i, 0, p.O);
   }
 };
 

@@ -8,7 +8,8 @@ constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors gro
 // small block on pages of their own.
 constexpr int block_stride(int64_t block) { return int(block <= 256 ? 256 : kLargestBlock) + 16; }
 
-constexpr int64_t kMostNarrowOutputs = 12;                  // up to which vectors run over rows instead of outputs
+constexpr int64_t kMostNarrowOutputs = 12;  // up to which vectors run over rows instead of outputs
+constexpr int kMostNarrowLive = 6;          // live rows, whose values then stay in registers
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
@@ -38,6 +39,8 @@ void with_live_rows(int live, F f) {
     case 4: return f(Constant<4>{});
     case 5: return f(Constant<5>{});
     case 6: return f(Constant<6>{});
+    case 7: return f(Constant<7>{});
+    case 8: return f(Constant<8>{});
     default: return f(Constant<-1>{});
   }
 }
@@ -107,7 +110,7 @@ struct Layer {
 
   bool has_base() const {
     const Problem& p = problem;
-    return p.base_weight.data != nullptr || p.base_gradient != nullptr || p.moments != nullptr || p.moment_weight != nullptr;
+    return p.base_weight.data != nullptr || p.base_weight_gradient != nullptr || p.moments != nullptr || p.moment_weight != nullptr;
   }
 
   // Of the coefficient rows that an input can read first.
@@ -128,7 +131,7 @@ struct Layer {
   // Vectors that hold the M coefficients of one edge where layers of few outputs look them up; 0 where they do not.
   int narrow_table_vectors() const {
     const int64_t bases = problem.G + problem.K;
-    const bool is_narrow = KAN_VECTOR_BYTES == 64 && problem.O <= kMostNarrowOutputs && live > 1 && live <= 6 && bases <= 2 * lanes;
+    const bool is_narrow = KAN_VECTOR_BYTES == 64 && problem.O <= kMostNarrowOutputs && live > 1 && live <= kMostNarrowLive && bases <= 2 * lanes;
     return is_narrow ? int(divide_up(bases, lanes)) : 0;
   }
 

@@ -89,7 +89,7 @@ def sparsify(setting: Setting, path: str | None) -> None:
     fit(pruned, x, y, setting, 0.0)
     note("tuned", pruned)
     print(f"\n{'':<12}{'train RMSE':>12}{'test RMSE':>11}", *rows, "", cut, sep="\n")
-    left = pruned.layers[0].mask.any(1).nonzero().flatten().tolist()
+    left = pruned.layers[0].edge_mask.any(0).nonzero().flatten().tolist()
     print("inputs left: " + ", ".join(f"x{i}" for i in left))
     if memory is not None:
         peak = (memory_kilobytes("VmHWM") or memory) - memory

@@ -31,8 +31,9 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         if step % 20 == 19 and dist.get_rank() == 0:
-            part = tuple(net[0].coef.to_local().shape)
-            print(f"step {step + 1}: loss {loss.item():.4f}; this rank has {part} of coef {tuple(net[0].coef.shape)}")
+            weight = net[0].spline_weight
+            part, shape = tuple(weight.to_local().shape), tuple(weight.shape)
+            print(f"step {step + 1}: loss {loss.item():.4f}; this rank has {part} of spline_weight {shape}")
     dist.destroy_process_group()
 
 

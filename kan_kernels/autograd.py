@@ -1,8 +1,8 @@
 """The operators' derivatives, registered with torch: wherever one is called, in a layer, a compiled graph or an exported one.
 
-The three operators are the partial gradients of one form that is linear in w, coef and g and whose x-derivative only raises
-the order n, so each one's gradient and tangent is written with the three: derivatives to any order, in any nesting and mode,
-run on the same kernels. Saved for backward: the inputs.
+The three operators are the partial gradients of one form that is linear in w, spline_weight and g and whose x-derivative only
+raises the order n, so each one's gradient and tangent is written with the three: derivatives to any order, in any nesting and
+mode, run on the same kernels. Saved for backward: the inputs.
 
 A Python kernel on torch's Autograd key serves every operator (a tangent is computed by hand there: in a Function's `jvp`
 torch computes no further tangents, so that nested forward mode would be silently zero).
@@ -178,16 +178,16 @@ def _times(w: Tensor | None, gradient: Tensor) -> Tensor:
 
 
 class SplineForward(Differentiable):
-    """Inputs x, w, coef, scaler, grid, base_weight, activation, n."""
+    """Inputs x, w, spline_weight, spline_scaler, grid, base_weight, activation, n."""
 
     operator = ops.spline_forward
 
     @staticmethod
     def backward(ctx, g):
-        x, w, coef, scaler, grid, base_weight = ctx.saved_tensors
+        x, w, spline_weight, spline_scaler, grid, base_weight = ctx.saved_tensors
         b, n = ctx.rest
-        need_x, need_w, need_coef, need_scaler, _, need_base, *_ = ctx.needs_input_grad
-        tensors, needs = (coef, scaler, grid), (need_coef, need_scaler, need_base)
+        need_x, need_w, need_spline_weight, need_spline_scaler, _, need_base_weight, *_ = ctx.needs_input_grad
+        tensors, needs = (spline_weight, spline_scaler, grid), (need_spline_weight, need_spline_scaler, need_base_weight)
         grad_x = grad_w = None
         gradients = (None, None, None)
         if need_w:
@@ -197,10 +197,10 @@ class SplineForward(Differentiable):
         elif need_x:
             grad_x = _times(w, _backward(ops.spline_backward_input, x, g, *tensors, base_weight, b, n + 1))
         elif any(needs):
-            order = reference.spline_order(coef.shape[1], grid.shape[1])
-            gradients = _backward(ops.spline_backward_coef, x, w, g, *tensors, order, b, n, *needs)
-        grad_coef, grad_scaler, grad_base = wanted(gradients, needs)
-        return grad_x, grad_w, grad_coef, grad_scaler, None, grad_base, None, None
+            order = reference.spline_order(spline_weight.shape[2], grid.shape[1])
+            gradients = _backward(ops.spline_backward_weight, x, w, g, *tensors, order, b, n, *needs)
+        grad_spline_weight, grad_spline_scaler, grad_base_weight = wanted(gradients, needs)
+        return grad_x, grad_w, grad_spline_weight, grad_spline_scaler, None, grad_base_weight, None, None
 
 
 def spline_forward(*arguments):
@@ -213,71 +213,74 @@ def spline_forward(*arguments):
 
 
 def _forward_tangent(primals, tangents):
-    x, w, coef, scaler, grid, base_weight, b, n = primals
-    dx, dw, dcoef, dscaler, _, dbase, *_ = tangents
+    x, w, spline_weight, spline_scaler, grid, base_weight, b, n = primals
+    dx, dw, d_spline_weight, d_spline_scaler, _, d_base_weight, *_ = tangents
     terms = []
     if dx is not None:
-        terms.append(ops.spline_forward(x, _times(w, dx), coef, scaler, grid, base_weight, b, n + 1))
+        terms.append(ops.spline_forward(x, _times(w, dx), spline_weight, spline_scaler, grid, base_weight, b, n + 1))
     if dw is not None:
-        terms.append(ops.spline_forward(x, dw, coef, scaler, grid, base_weight, b, n))
-    if dcoef is not None or dbase is not None:
-        terms.append(ops.spline_forward(x, w, _or_zeros(dcoef, coef), scaler, grid, dbase, b, n))
-    if dscaler is not None:
-        terms.append(ops.spline_forward(x, w, coef, dscaler, grid, None, b, n))
+        terms.append(ops.spline_forward(x, dw, spline_weight, spline_scaler, grid, base_weight, b, n))
+    if d_spline_weight is not None or d_base_weight is not None:
+        d_spline_weight = _or_zeros(d_spline_weight, spline_weight)
+        terms.append(ops.spline_forward(x, w, d_spline_weight, spline_scaler, grid, d_base_weight, b, n))
+    if d_spline_scaler is not None:
+        terms.append(ops.spline_forward(x, w, spline_weight, d_spline_scaler, grid, None, b, n))
     return _sum(terms)
 
 
 class SplineBackwardInput(Differentiable):
-    """Inputs x, g, coef, None, grid, base_weight, activation, n."""
+    """Inputs x, g, spline_weight, None, grid, base_weight, activation, n."""
 
     operator = ops.spline_backward_input
 
     @staticmethod
     def backward(ctx, a):
-        x, g, coef, _, grid, base_weight = ctx.saved_tensors
+        x, g, spline_weight, _, grid, base_weight = ctx.saved_tensors
         b, n = ctx.rest
-        need_x, need_g, need_coef, _, _, need_base, *_ = ctx.needs_input_grad
-        grad_x = a * ops.spline_backward_input(x, g, coef, None, grid, base_weight, b, n + 1) if need_x else None
-        grad_g = ops.spline_forward(x, a, coef, None, grid, base_weight, b, n) if need_g else None
-        grad_coef = grad_base = None
-        if need_coef or need_base:
-            order = reference.spline_order(coef.shape[1], grid.shape[1])
-            needs = (need_coef, False, need_base)
-            grad_coef, _, grad_base = ops.spline_backward_coef(x, a, g, None, None, grid, order, b, n, *needs)
-        return grad_x, grad_g, grad_coef if need_coef else None, None, None, grad_base if need_base else None, None, None
+        need_x, need_g, need_spline_weight, _, _, need_base_weight, *_ = ctx.needs_input_grad
+        grad_x = a * ops.spline_backward_input(x, g, spline_weight, None, grid, base_weight, b, n + 1) if need_x else None
+        grad_g = ops.spline_forward(x, a, spline_weight, None, grid, base_weight, b, n) if need_g else None
+        gradients = (None, None, None)
+        needs = (need_spline_weight, False, need_base_weight)
+        if any(needs):
+            order = reference.spline_order(spline_weight.shape[2], grid.shape[1])
+            gradients = ops.spline_backward_weight(x, a, g, None, None, grid, order, b, n, *needs)
+        grad_spline_weight, _, grad_base_weight = wanted(gradients, needs)
+        return grad_x, grad_g, grad_spline_weight, None, None, grad_base_weight, None, None
 
 
 def _unscaled_backward_input(way: Callable[..., Any]) -> Callable[..., Any]:
-    """`ops.spline_backward_input` in a way that takes no scaler: it becomes torch's product with coef."""
-    return lambda x, g, coef, scaler, *rest: way(x, g, scaled(coef, scaler), None, *rest)
+    """`ops.spline_backward_input` in a way that takes no spline_scaler: it becomes torch's product with spline_weight."""
+    return lambda x, g, spline_weight, spline_scaler, *rest: way(x, g, scaled(spline_weight, spline_scaler), None, *rest)
 
 
 def _backward_input_tangent(primals, tangents):
-    x, g, coef, _, grid, base_weight, b, n = primals
-    dx, dg, dcoef, _, _, dbase, *_ = tangents
+    x, g, spline_weight, _, grid, base_weight, b, n = primals
+    dx, dg, d_spline_weight, _, _, d_base_weight, *_ = tangents
     terms = []
     if dx is not None:
-        terms.append(dx * ops.spline_backward_input(x, g, coef, None, grid, base_weight, b, n + 1))
+        terms.append(dx * ops.spline_backward_input(x, g, spline_weight, None, grid, base_weight, b, n + 1))
     if dg is not None:
-        terms.append(ops.spline_backward_input(x, dg, coef, None, grid, base_weight, b, n))
-    if dcoef is not None or dbase is not None:
-        terms.append(ops.spline_backward_input(x, g, _or_zeros(dcoef, coef), None, grid, dbase, b, n))
+        terms.append(ops.spline_backward_input(x, dg, spline_weight, None, grid, base_weight, b, n))
+    if d_spline_weight is not None or d_base_weight is not None:
+        d_spline_weight = _or_zeros(d_spline_weight, spline_weight)
+        terms.append(ops.spline_backward_input(x, g, d_spline_weight, None, grid, d_base_weight, b, n))
     return _sum(terms)
 
 
-class SplineBackwardCoef(Differentiable):
-    """Inputs x, w, g, None, None, grid, K, activation, n, need_coef, False, need_base."""
+class SplineBackwardWeight(Differentiable):
+    """Inputs x, w, g, None, None, grid, K, activation, n, need_spline_weight, False, need_base_weight."""
 
-    operator = ops.spline_backward_coef
+    operator = ops.spline_backward_weight
 
     @staticmethod
     def backward(ctx, d, _, d_base):
         x, w, g, _, _, grid = ctx.saved_tensors
-        order, b, n, has_coef, _, has_base = ctx.rest
+        order, b, n, has_spline_weight, _, has_base_weight = ctx.rest
         need_x, need_w, need_g, *_ = ctx.needs_input_grad
-        if not has_coef:
-            d = x.new_zeros(x.shape[1], grid.shape[1] - order - 1, g.shape[1])
-        if not has_base:
+        if not has_spline_weight:
+            d = x.new_zeros(g.shape[1], x.shape[1], grid.shape[1] - order - 1)
+        if not has_base_weight:
             d_base = None
         grad_x = _times(w, ops.spline_backward_input(x, g, d, None, grid, d_base, b, n + 1)) if need_x else None
         grad_w = ops.spline_backward_input(x, g, d, None, grid, d_base, b, n) if need_w else None
@@ -285,39 +288,41 @@ class SplineBackwardCoef(Differentiable):
         return grad_x, grad_w, grad_g, *(None,) * 9
 
 
-def _unscaled_backward_coef(way: Callable[..., Any]) -> Callable[..., Any]:
-    """`ops.spline_backward_coef` in a way that takes no scaler: its gradients are torch's products with that of coef."""
+def _unscaled_backward_weight(way: Callable[..., Any]) -> Callable[..., Any]:
+    """`ops.spline_backward_weight` in a way that takes no spline_scaler: torch multiplies with it what it multiplies."""
 
-    def computed(x, w, g, coef, scaler, grid, order, activation, derivative, need_coef, need_scaler, need_base):
-        needs = (need_coef or need_scaler, False, need_base)
-        gradient, none, base = way(x, w, g, None, None, grid, order, activation, derivative, *needs)
-        if scaler is None:
-            return gradient, none, base
-        of_coef = scaled(gradient, scaler) if need_coef else torch.empty_like(none)
-        return of_coef, (gradient * coef).sum(1) if need_scaler else none, base
+    def computed(x, w, g, spline_weight, spline_scaler, *rest):
+        *others, need_spline_weight, need_spline_scaler, need_base_weight = rest
+        needs = (need_spline_weight or need_spline_scaler, False, need_base_weight)
+        unscaled, none, of_base_weight = way(x, w, g, None, None, *others, *needs)
+        if spline_scaler is None:
+            return unscaled, none, of_base_weight
+        of_spline_weight = scaled(unscaled, spline_scaler) if need_spline_weight else torch.empty_like(none)
+        of_spline_scaler = (unscaled * spline_weight).sum(-1) if need_spline_scaler else none
+        return of_spline_weight, of_spline_scaler, of_base_weight
 
     return computed
 
 
-def _backward_coef_tangent(primals, tangents):
-    x, w, g, _, _, *rest, n, need_coef, need_scaler, need_base = primals
+def _backward_weight_tangent(primals, tangents):
+    x, w, g, _, _, grid, order, b, n, *needs = primals
     dx, dw, dg, *_ = tangents
-    needs = (need_coef, need_scaler, need_base)
     triples = []
     if dx is not None:
-        triples.append(ops.spline_backward_coef(x, _times(w, dx), g, None, None, *rest, n + 1, *needs))
+        triples.append(ops.spline_backward_weight(x, _times(w, dx), g, None, None, grid, order, b, n + 1, *needs))
     if dw is not None:
-        triples.append(ops.spline_backward_coef(x, dw, g, None, None, *rest, n, *needs))
+        triples.append(ops.spline_backward_weight(x, dw, g, None, None, grid, order, b, n, *needs))
     if dg is not None:
-        triples.append(ops.spline_backward_coef(x, w, dg, None, None, *rest, n, *needs))
+        triples.append(ops.spline_backward_weight(x, w, dg, None, None, grid, order, b, n, *needs))
     return [_sum(list(terms)) for terms in zip(*triples, strict=True)] if triples else [None, None, None]
 
 
-def _both_backward(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
+def _both_backward(x, w, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative, *needs):
     """`ops.spline_backward` by the two others, which autograd records."""
-    order = reference.spline_order(coef.shape[1], grid.shape[1])
-    of_x = ops.spline_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative + 1)
-    return _times(w, of_x), *ops.spline_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
+    order = reference.spline_order(spline_weight.shape[2], grid.shape[1])
+    of_x = ops.spline_backward_input(x, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative + 1)
+    rest = (grid, order, activation, derivative)
+    return _times(w, of_x), *ops.spline_backward_weight(x, w, g, spline_weight, spline_scaler, *rest, *needs)
 
 
 def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
@@ -341,9 +346,9 @@ register(
     batching.backward_input,
 )
 register(
-    ops.spline_backward_coef,
-    _unscaled_backward_coef(SplineBackwardCoef.recorded),
-    _unscaled_backward_coef(_by_tangents(SplineBackwardCoef, _backward_coef_tangent)),
-    batching.backward_coef,
+    ops.spline_backward_weight,
+    _unscaled_backward_weight(SplineBackwardWeight.recorded),
+    _unscaled_backward_weight(_by_tangents(SplineBackwardWeight, _backward_weight_tangent)),
+    batching.backward_weight,
 )
 register(ops.spline_backward, _both_backward, _both_backward, batching.one_by_one)

@@ -1,7 +1,7 @@
 """The operators' vmap rules: a batch of problems as one problem where the form allows it, else one call per problem.
 
 The form sums over rows n, features i and outputs o. A batch that only touches rows is more rows; one that only touches the
-outputs (coefficients, base weights, g) is more outputs. Gradients of the coefficients sum over the rows: those of single
+outputs (spline_weight, spline_scaler, base_weight, g) is more outputs. Gradients of these sum over the rows: those of single
 samples are products of bases and g. A batch of weights for batched rows, as in an ensemble of models on different data, has no
 such shape and is computed problem by problem.
 """
@@ -15,17 +15,18 @@ from .reference import base_activation, basis
 
 
 def forward(operator, info, in_dims, arguments):
-    """Rule for `spline_forward`: x and w have rows; coef, scaler and base_weight outputs."""
-    x, w, coef, scaler, grid, base_weight, *rest = arguments
+    """Rule for `spline_forward`: x and w have rows; spline_weight, spline_scaler and base_weight outputs."""
+    x, w, spline_weight, spline_scaler, grid, base_weight, *rest = arguments
     b = info.batch_size
-    x_dim, w_dim, coef_dim, scaler_dim, grid_dim, base_dim = in_dims[:6]
-    if grid_dim is None and coef_dim is None and scaler_dim is None and base_dim is None:
-        y = operator(_more_rows(x, x_dim, b), _more_rows(w, w_dim, b), coef, scaler, grid, base_weight, *rest)
-        return y.view(b, _rows(x, x_dim), y.shape[-1]), 0
+    x_dim, w_dim, weight_dim, scaler_dim, grid_dim, base_dim = in_dims[:6]
+    if grid_dim is None and weight_dim is None and scaler_dim is None and base_dim is None:
+        rows, w_rows = _more(x, x_dim, b), _more(w, w_dim, b)
+        y = operator(rows, w_rows, spline_weight, spline_scaler, grid, base_weight, *rest)
+        return y.view(b, _first(x, x_dim), y.shape[-1]), 0
     if grid_dim is None and x_dim is None and w_dim is None:
-        weights = [_more_outputs(t, dim, b) for t, dim in ((coef, coef_dim), (scaler, scaler_dim), (base_weight, base_dim))]
-        y = operator(x, w, *weights[:2], grid, weights[2], *rest)
-        return y.view(y.shape[0], b, _outputs(coef, coef_dim)), 1
+        wide_weight, wide_scaler = _more(spline_weight, weight_dim, b), _more(spline_scaler, scaler_dim, b)
+        y = operator(x, w, wide_weight, wide_scaler, grid, _more(base_weight, base_dim, b), *rest)
+        return y.view(y.shape[0], b, _first(spline_weight, weight_dim)), 1
     return one_by_one(operator, info, in_dims, arguments)
 
 
@@ -34,69 +35,66 @@ def backward_input(operator, info, in_dims, arguments):
     x, g, *rest = arguments
     b = info.batch_size
     if all(dim is None for dim in in_dims[2:6]):
-        result = operator(_more_rows(x, in_dims[0], b), _more_rows(g, in_dims[1], b), *rest)
-        return result.view(b, _rows(x, in_dims[0]), result.shape[-1]), 0
+        result = operator(_more(x, in_dims[0], b), _more(g, in_dims[1], b), *rest)
+        return result.view(b, _first(x, in_dims[0]), result.shape[-1]), 0
     return one_by_one(operator, info, in_dims, arguments)
 
 
-def backward_coef(operator, info, in_dims, arguments):
-    """Rule for `spline_backward_coef`: a batch of g is more outputs; the rows are summed over."""
-    x, w, g, coef, scaler, grid, *rest = arguments
+def backward_weight(operator, info, in_dims, arguments):
+    """Rule for `spline_backward_weight`: a batch of g is more outputs; the rows are summed over."""
+    x, w, g, spline_weight, spline_scaler, grid, *rest = arguments
     b = info.batch_size
     if in_dims[0] is None and in_dims[1] is None and in_dims[5] is None:
-        wide = [_more_outputs(t, dim, b) for t, dim in zip((g, coef, scaler), in_dims[2:5], strict=True)]
-        gradients = operator(x, w, *wide, grid, *rest)
-        needed = rest[-3:]
-        outputs = _outputs(g, in_dims[2])
-        split = [d.view(*d.shape[:-1], b, outputs) if need else d for d, need in zip(gradients, needed, strict=True)]
-        return tuple(split), tuple(d.dim() - 2 if need else None for d, need in zip(split, needed, strict=True))
-    if b > 0 and scaler is None and in_dims[5] is None and _rows(x, in_dims[0]) <= _outputs(g, in_dims[2]):
+        needs, outputs = rest[-3:], _last(g, in_dims[2])
+        wide_g = _problems(g, in_dims[2], b).movedim(0, 1).flatten(1)
+        wide_weight = _more(spline_weight if needs[1] else None, in_dims[3], b)
+        gradients = operator(x, w, wide_g, wide_weight, _more(spline_scaler, in_dims[4], b), grid, *rest)
+        split = [d.unflatten(0, (b, outputs)) if need else d for d, need in zip(gradients, needs, strict=True)]
+        return tuple(split), tuple(0 if need else None for need in needs)
+    if b > 0 and spline_scaler is None and in_dims[5] is None and _first(x, in_dims[0]) <= _last(g, in_dims[2]):
         return _of_few_rows(b, in_dims, x, w, g, grid, *rest)
     return one_by_one(operator, info, in_dims, arguments)
 
 
-def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, need_coef, _, need_base):
+def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, *needs):
     """Every problem's gradients as the product of its bases and its g: of few rows, bases are no larger than gradients.
 
     Differentiable, as all of it is torch's.
     """
-    rows, w_rows, g_rows = (cast(Any, _more_rows(t, dim, batch)) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
+    need_spline_weight, _, need_base_weight = needs
+    rows, w_rows, g_rows = (cast(Any, _more(t, dim, batch)) for t, dim in zip((x, w, g), in_dims[:3], strict=True))
     wide = torch.promote_types(x.dtype, torch.float32)  # as the kernels evaluate and sum
     rows, of_problem = rows.to(wide), g_rows.to(wide).view(batch, -1, g_rows.shape[1])
 
     def summed(values: Tensor) -> Tensor:
         if w_rows is not None:
             values = values * w_rows.view(w_rows.shape + (1,) * (values.dim() - 2))
-        return torch.einsum("bn...,bno->b...o", values.view(batch, -1, *values.shape[1:]), of_problem).to(x.dtype)
+        return torch.einsum("bno,bn...->bo...", of_problem, values.view(batch, -1, *values.shape[1:])).to(x.dtype)
 
     none = x.new_empty(0)
-    coef = summed(basis(rows, grid.to(wide), spline_order, derivative)) if need_coef else none
-    base = summed(base_activation(rows, activation, derivative)) if need_base else none
-    return (coef, none, base), (0 if need_coef else None, None, 0 if need_base else None)
+    of_spline_weight = summed(basis(rows, grid.to(wide), spline_order, derivative)) if need_spline_weight else none
+    of_base_weight = summed(base_activation(rows, activation, derivative)) if need_base_weight else none
+    return (of_spline_weight, none, of_base_weight), (0 if need_spline_weight else None, None, 0 if need_base_weight else None)
 
 
-def _rows(t: Tensor, dim: int | None) -> int:
-    """Rows of one problem."""
+def _first(t: Tensor, dim: int | None) -> int:
+    """Rows of one problem's x, w or g; outputs of its spline_weight."""
     return t.shape[0] if dim is None else t.movedim(dim, 0).shape[1]
 
 
-def _outputs(t: Tensor, dim: int | None) -> int:
-    """Outputs of one problem."""
+def _last(t: Tensor, dim: int | None) -> int:
+    """Outputs of one problem's g."""
     return t.shape[-1] if dim is None else t.movedim(dim, 0).shape[-1]
 
 
-def _more_rows(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.unsqueeze(0).expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
-    return t.reshape(batch * t.shape[1], t.shape[2])
+def _more(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    """(b n, ...) from tensors (n, ...) of b problems: more rows of x, w and g, more outputs of the weights."""
+    return None if t is None else _problems(t, dim, batch).flatten(0, 1)
 
 
-def _more_outputs(t: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.unsqueeze(-2).expand(*t.shape[:-1], batch, t.shape[-1]) if dim is None else t.movedim(dim, -2)
-    return t.flatten(-2)
+def _problems(t: Tensor, dim: int | None, batch: int) -> Tensor:
+    """(b, ...)"""
+    return t.unsqueeze(0).expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
 def one_by_one(operator, info, in_dims, arguments):

@@ -4,50 +4,54 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .reference import FUSED_ACTIVATIONS, spline_order
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_SIZE_NAMES = {"x": "(..., I)", "coef": "(I, M, O)", "grid": "(I, G+2K+1)"}
+_SIZE_NAMES = {"x": "(..., I)", "spline_weight": "(O, I, M)", "grid": "(I, G+2K+1)"}
 
 
-def check_kan_linear(x: Any, coef: Any, grid: Any, base_weight: Any, base_activation: Any, scaler: Any) -> None:
+def check_kan_linear(
+    x: Any, spline_weight: Any, grid: Any, base_weight: Any, spline_scaler: Any, base_activation: Any
+) -> None:
     """The arguments of `kan_linear`."""
     check_floating("x", x)
-    check_floating("coef", coef)
+    check_floating("spline_weight", spline_weight)
     check_floating("grid", grid)
     if x.layout is not torch.strided or x.is_nested:
         raise TypeError(f"x: expected a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
     if x.dim() < 1:
         raise ValueError(f"x: expected at least one dimension {_SIZE_NAMES['x']}, got a scalar")
-    _check_rank("coef", coef, 3)
+    _check_rank("spline_weight", spline_weight, 3)
     _check_rank("grid", grid, 2)
-    features, bases, outputs = coef.shape
-    _check_like("coef", coef, x)
+    outputs, features, bases = spline_weight.shape
+    _check_like("spline_weight", spline_weight, x)
     if grid.device != x.device:
         raise ValueError(f"grid: expected the device of x, {x.device}, got {grid.device}")
     if grid.dtype is not x.dtype and torch.promote_types(grid.dtype, x.dtype) is not grid.dtype:
         raise TypeError(f"grid: expected the dtype of x, {x.dtype}, or a wider one, got {grid.dtype}")
     if x.shape[-1] != features:
-        raise ValueError(f"x: expected {features} features in the last dimension, as coef has, got shape {shape_of(x)}")
+        raise ValueError(
+            f"x: expected {features} features in the last dimension, as spline_weight has, got shape {shape_of(x)}"
+        )
     if grid.shape[0] != features:
-        raise ValueError(f"grid: expected {features} rows, one per feature of coef, got shape {shape_of(grid)}")
+        raise ValueError(f"grid: expected {features} rows, one per feature of spline_weight, got shape {shape_of(grid)}")
     if features < 1 or outputs < 1:
-        raise ValueError(f"coef: expected at least one feature and one output, got shape {shape_of(coef)}")
+        raise ValueError(f"spline_weight: expected at least one feature and one output, got shape {shape_of(spline_weight)}")
     order = spline_order(bases, grid.shape[1])
     if order < 0 or bases - order < 1:
         raise ValueError(
-            f"grid: expected G+2K+1 knots for the M = G+K = {bases} bases of coef with K >= 0 and G >= 1,"
+            f"grid: expected G+2K+1 knots for the M = G+K = {bases} bases of spline_weight with K >= 0 and G >= 1,"
             f" got {grid.shape[1]} knots, which would mean K = {order} and G = {bases - order}"
         )
-    for name, value in (("base_weight", base_weight), ("scaler", scaler)):
+    for name, value in (("base_weight", base_weight), ("spline_scaler", spline_scaler)):
         if value is not None:
             check_floating(name, value)
             _check_like(name, value, x)
-            if value.shape != (features, outputs):
-                raise ValueError(f"{name}: expected shape (I, O) = ({features}, {outputs}), got {shape_of(value)}")
+            if value.shape != (outputs, features):
+                raise ValueError(f"{name}: expected shape (O, I) = ({outputs}, {features}), got {shape_of(value)}")
     if isinstance(base_activation, str):
         if base_activation not in FUSED_ACTIVATIONS:
             raise ValueError(f"base_activation: expected one of {FUSED_ACTIVATIONS} or a callable, got {base_activation!r}")
@@ -109,6 +113,16 @@ def check_rows(x: Any, features: int, smallest: int) -> Tensor:
     if not bool(rows.isfinite().all()):
         raise ValueError("x: expected finite inputs, got a NaN or an infinity")
     return rows
+
+
+def check_parameters(method: str, module: nn.Module, *names: str) -> None:
+    """Tensors that a method replaces are the module's own parameters, or None: not computed from others at every forward."""
+    for name in names:
+        if name not in module._parameters:
+            raise ValueError(
+                f"{method}: expected {name} to be a parameter of the layer, got one that torch.nn.utils computes from others;"
+                " prune.remove or parametrize.remove_parametrizations makes it one again"
+            )
 
 
 def check_size(name: str, value: Any, smallest: int) -> None:

@@ -12,7 +12,7 @@ from .autograd import Differentiable, register, wanted
 
 
 class EdgeL1(Differentiable):
-    """Inputs x, coef, scaler, grid, base_weight, activation."""
+    """Inputs x, spline_weight, spline_scaler, grid, base_weight, activation."""
 
     operator = ops.edge_l1
 
@@ -20,8 +20,8 @@ class EdgeL1(Differentiable):
     def backward(ctx, r):
         needs = [ctx.needs_input_grad[k] for k in (0, 1, 2, 4)]
         gradients = ops.edge_l1_backward(*ctx.saved_tensors, *ctx.rest, r, *needs)
-        grad_x, grad_coef, grad_scaler, grad_base = wanted(gradients, needs)
-        return grad_x, grad_coef, grad_scaler, None, grad_base, None
+        grad_x, grad_spline_weight, grad_spline_scaler, grad_base_weight = wanted(gradients, needs)
+        return grad_x, grad_spline_weight, grad_spline_scaler, None, grad_base_weight, None
 
 
 class BasisMoments(Differentiable):
@@ -35,7 +35,7 @@ class BasisMoments(Differentiable):
 
 
 class EdgeStd(Differentiable):
-    """Inputs moments, coef, scaler, base_weight, rows."""
+    """Inputs moments, spline_weight, spline_scaler, base_weight, rows."""
 
     operator = ops.edge_std
 

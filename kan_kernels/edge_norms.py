@@ -16,27 +16,29 @@ NORMS = ("l1", "std")
 
 def edge_norms(
     x: Tensor,
-    coef: Tensor,
+    spline_weight: Tensor,
     grid: Tensor,
     base_weight: Tensor | None = None,
     ord: str = "l1",
     *,
+    spline_scaler: Tensor | None = None,
     base_activation: BaseActivation = "silu",
-    scaler: Tensor | None = None,
 ) -> Tensor:
-    """A norm over the batch of every edge's function phi_{i,o}(t) = base_weight[i,o] b(t) + sum_m coef[i,m,o] beta_{i,m}(t).
+    """A norm over the batch of every edge's function.
 
-    Differentiable with respect to x, coef, base_weight and scaler, in the memory of these: nothing of size N I O is stored.
+    The edge from feature i to output o has phi_{o,i}(t) = base_weight[o,i] b(t) + sum_m spline_weight[o,i,m] beta_{i,m}(t).
+    Differentiable with respect to x, spline_weight, base_weight and spline_scaler, in the memory of these: nothing of size
+    N O I is stored.
 
     Args:
         x: (..., I), the leading dimensions are the batch of N rows.
-        coef: (I, M, O).
+        spline_weight: (O, I, M).
         grid: (I, G+2K+1).
-        base_weight: (I, O), or None.
+        base_weight: (O, I), or None.
         ord: "l1", the mean of `|phi|` (the KAN paper's eq. 2.17); or "std", the unbiased standard deviation of phi (pykan's
             `edge_actscale`), from second moments in float64. A std that is only rounding, some 1e-7 of
             the coefficients', is 0, as are its gradients.
-        base_activation, scaler: as in `kan_linear`.
+        spline_scaler, base_activation: as in `kan_linear`.
 
     Returns:
         (O, I), dtype of x.
@@ -47,12 +49,12 @@ def edge_norms(
             one, "std" two.
 
     Equivalent to (`kan_kernels.reference_norms`):
-        phi = reference_norms.edge_values(x, coef, scaler, grid, base_weight, "silu")   # (N, I, O)
-        norms = phi.abs().mean(0).t() if ord == "l1" else phi.std(0).t()
+        phi = reference_norms.edge_values(x, spline_weight, spline_scaler, grid, base_weight, "silu")  # (N, O, I)
+        norms = phi.abs().mean(0) if ord == "l1" else phi.std(0)
     """
     grid = autocast_knots(x, grid)
-    x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    refusal = refused(_check, x, coef, grid, base_weight, base_activation, scaler, ord)
+    x, spline_weight, base_weight, spline_scaler = autocast(x, spline_weight, base_weight, spline_scaler)
+    refusal = refused(_check, x, spline_weight, grid, base_weight, spline_scaler, base_activation, ord)
     if refusal is not None:
         return refusal
     rows = rows_of(x)
@@ -62,16 +64,17 @@ def edge_norms(
         name = getattr(base_activation, "__name__", type(base_activation).__name__)
         fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
     if unfused or ops.uses_reference(x) or traced_in_forward_mode():
-        return _dense_norms(edge_values(rows, coef, grid, base_weight, base_activation, scaler), ord).t()
+        values = edge_values(rows, spline_weight, grid, base_weight, base_activation, spline_scaler)
+        return values.abs().mean(0) if ord == "l1" else values.std(0)
     activation = base_activation if isinstance(base_activation, str) else "silu"
     if ord == "l1":
-        return ops.edge_l1(rows, coef, scaler, grid, base_weight, activation).t()
-    moments = ops.basis_moments(rows, grid, spline_order(coef.shape[1], grid.shape[1]), activation)
-    return ops.edge_std(moments, coef, scaler, base_weight, rows.shape[0]).t()
+        return ops.edge_l1(rows, spline_weight, spline_scaler, grid, base_weight, activation)
+    moments = ops.basis_moments(rows, grid, spline_order(spline_weight.shape[2], grid.shape[1]), activation)
+    return ops.edge_std(moments, spline_weight, spline_scaler, base_weight, rows.shape[0])
 
 
-def _check(x, coef, grid, base_weight, base_activation, scaler, ord):
-    check_kan_linear(x, coef, grid, base_weight, base_activation, scaler)
+def _check(x, spline_weight, grid, base_weight, spline_scaler, base_activation, ord):
+    check_kan_linear(x, spline_weight, grid, base_weight, spline_scaler, base_activation)
     check_choice("ord", ord, NORMS)
     least = 1 if ord == "l1" else 2
     if math.prod(x.shape[:-1]) < least:
@@ -80,19 +83,15 @@ def _check(x, coef, grid, base_weight, base_activation, scaler, ord):
 
 def edge_values(
     x: Tensor,
-    coef: Tensor,
+    spline_weight: Tensor,
     grid: Tensor,
     base_weight: Tensor | None,
     base_activation: BaseActivation,
-    scaler: Tensor | None,
+    spline_scaler: Tensor | None,
 ) -> Tensor:
-    """(N, I, O): every edge's value on x (N, I), by the reference; the arguments are `edge_norms`'."""
+    """(N, O, I): every edge's value on x (N, I), by the reference; the arguments are `edge_norms`'."""
     if base_weight is not None and callable(base_activation):
-        values = reference_norms.edge_values(x, coef, scaler, grid, None, "silu")
-        return values + base_activation(x).unsqueeze(-1) * base_weight
+        splines = reference_norms.edge_values(x, spline_weight, spline_scaler, grid, None, "silu")
+        return splines + base_activation(x).unsqueeze(1) * base_weight
     activation = base_activation if isinstance(base_activation, str) else "silu"
-    return reference_norms.edge_values(x, coef, scaler, grid, base_weight, activation)
-
-
-def _dense_norms(values: Tensor, ord: str) -> Tensor:
-    return values.abs().mean(0) if ord == "l1" else values.std(0)
+    return reference_norms.edge_values(x, spline_weight, spline_scaler, grid, base_weight, activation)

@@ -28,32 +28,37 @@ def _products(x: Shape, outputs: int, per_edge: int) -> int:
     return 2 * x[0] * x[1] * outputs * per_edge
 
 
-def _live(coef: Shape, grid: Shape) -> int:
+def _live(spline_weight: Shape, grid: Shape) -> int:
     """K+1, the bases that are not zero at an input."""
-    return grid[1] - coef[1]
+    return grid[1] - spline_weight[2]
 
 
-def _forward(x, _, coef, scaler, grid, base_weight, *__, **___) -> int:
-    return _products(x, coef[2], _live(coef, grid) + (base_weight is not None))
+def _forward(x, _, spline_weight, spline_scaler, grid, base_weight, *__, **___) -> int:
+    return _products(x, spline_weight[0], _live(spline_weight, grid) + (base_weight is not None))
 
 
-def _backward_coef(x, w, g, coef, scaler, grid, order, activation, n, need_coef, need_scaler, need_base, **_) -> int:
-    return _products(x, g[1], (need_coef or need_scaler) * (order + 1) + need_base)
+def _backward_weight(x, w, g, spline_weight, spline_scaler, grid, order, activation, derivative, *needs, **_) -> int:
+    return _of_parameters(x, g[1], order + 1, *needs)
 
 
-def _backward(x, w, g, coef, scaler, grid, base_weight, activation, n, *needs, **_) -> int:
-    of_parameters = _backward_coef(x, w, g, coef, scaler, grid, _live(coef, grid) - 1, activation, n, *needs)
-    return _forward(x, g, coef, scaler, grid, base_weight) + of_parameters
+def _of_parameters(
+    x: Shape, outputs: int, live: int, need_spline_weight: bool, need_spline_scaler: bool, need_base: bool
+) -> int:
+    return _products(x, outputs, (need_spline_weight or need_spline_scaler) * live + need_base)
 
 
-def _edge_l1(x, coef, scaler, grid, base_weight, *_, **__) -> int:
-    return _forward(x, None, coef, scaler, grid, base_weight)
+def _backward(x, w, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative, *needs, **_) -> int:
+    of_parameters = _of_parameters(x, g[1], _live(spline_weight, grid), *needs)
+    return _forward(x, g, spline_weight, spline_scaler, grid, base_weight) + of_parameters
 
 
-def _edge_l1_backward(x, coef, scaler, grid, base_weight, activation, r, need_input, *needs, **_) -> int:
-    phi = _edge_l1(x, coef, scaler, grid, base_weight)
-    of_parameters = _backward_coef(x, None, r, coef, scaler, grid, _live(coef, grid) - 1, activation, 0, *needs)
-    return phi * (1 + need_input) + of_parameters
+def _edge_l1(x, spline_weight, spline_scaler, grid, base_weight, *_, **__) -> int:
+    return _forward(x, None, spline_weight, spline_scaler, grid, base_weight)
+
+
+def _edge_l1_backward(x, spline_weight, spline_scaler, grid, base_weight, activation, r, need_input, *needs, **_) -> int:
+    phi = _edge_l1(x, spline_weight, spline_scaler, grid, base_weight)
+    return phi * (1 + need_input) + _of_parameters(x, r[0], _live(spline_weight, grid), *needs)
 
 
 def _moments(x, grid, order, *_, **__) -> int:
@@ -63,7 +68,7 @@ def _moments(x, grid, order, *_, **__) -> int:
 _FORMULAS: dict[str, Callable[..., int]] = {
     "spline_forward": _forward,
     "spline_backward_input": _forward,
-    "spline_backward_coef": _backward_coef,
+    "spline_backward_weight": _backward_weight,
     "spline_backward": _backward,
     "edge_l1": _edge_l1,
     "edge_l1_backward": _edge_l1_backward,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.functional import linear
 
 from . import fallbacks, ops, reference
 from .autocast import autocast, autocast_knots
@@ -18,14 +19,14 @@ BaseActivation = str | Callable[[Tensor], Tensor] | None
 
 def kan_linear(
     x: Tensor,
-    coef: Tensor,
+    spline_weight: Tensor,
     grid: Tensor,
     base_weight: Tensor | None = None,
     *,
+    spline_scaler: Tensor | None = None,
     base_activation: BaseActivation = "silu",
-    scaler: Tensor | None = None,
 ) -> Tensor:
-    """A KAN layer: y[..., o] = sum_i ( base_weight[i,o] b(x[..., i]) + sum_m coef[i,m,o] beta_{i,m}(x[..., i]) ).
+    """A KAN layer: y[..., o] = sum_i ( base_weight[o,i] b(x[..., i]) + sum_m spline_weight[o,i,m] beta_{i,m}(x[..., i]) ).
 
     beta_{i,m} are the M = G + K B-splines of degree K on the knots of feature i, zero outside of them (Liu et al., "KAN:
     Kolmogorov-Arnold Networks", eq. 2.10 to 2.12; the half-open intervals of efficient-kan and pykan). K and G follow from
@@ -33,43 +34,60 @@ def kan_linear(
 
     Args:
         x: (..., I), float64, float32, bfloat16 or float16. Any leading dimensions, any strides.
-        coef: (I, M, O), dtype and device of x.
+        spline_weight: (O, I, M), dtype and device of x. Any strides: M contiguous, as in efficient-kan's and pykan's
+            parameters and their transposes, is read as it is, others are packed first.
         grid: (I, G+2K+1), the knots of every feature in increasing order, dtype of x or wider. Not checked for order on
             every call. Its values are constants: no gradient reaches them.
-        base_weight: (I, O), dtype and device of x, or None for no base activation.
+        base_weight: (O, I), dtype and device of x, or None for no base activation.
+        spline_scaler: (O, I), dtype and device of x, or None: every edge's factor. The layer is that of
+            spline_weight * spline_scaler.unsqueeze(-1), without this product in memory.
         base_activation: b. "silu" and "identity" are fused; any other callable, elementwise on tensors, runs in plain torch.
-        scaler: (I, O), dtype and device of x: every edge's factor, coef * scaler.unsqueeze(1) without the product in memory.
 
     Returns:
-        (..., O), dtype of x. Half types accumulate in float32. Under `torch.autocast` x, coef, base_weight and scaler are
-        taken in its type first, as `F.linear` does; bases are evaluated and sums taken in float32.
+        (..., O), dtype of x. Half types accumulate in float32. Under `torch.autocast` x, spline_weight, base_weight and
+        spline_scaler are taken in its type first, as `F.linear` does; bases are evaluated and sums taken in float32.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong rank, size or device, or the grid leaves no degree K >= 0 and G >= 1.
 
     Equivalent to (`kan_kernels.reference`):
-        bases = reference.basis(x, grid, degree=K)                      # (N, I, M), Cox-de Boor
-        y = bases.flatten(1) @ coef.flatten(0, 1) + silu(x) @ base_weight
+        bases = reference.basis(x, grid, degree=K)  # (N, I, M), Cox-de Boor
+        scaled = spline_weight * spline_scaler.unsqueeze(-1)
+        y = F.linear(bases.flatten(1), scaled.flatten(1)) + F.linear(F.silu(x), base_weight)
     """
     grid = autocast_knots(x, grid)
-    x, coef, base_weight, scaler = autocast(x, coef, base_weight, scaler)
-    refusal = refused(check_kan_linear, x, coef, grid, base_weight, base_activation, scaler)
+    x, spline_weight, base_weight, spline_scaler = autocast(x, spline_weight, base_weight, spline_scaler)
+    refusal = refused(check_kan_linear, x, spline_weight, grid, base_weight, spline_scaler, base_activation)
     if refusal is not None:
         return refusal
     rows = rows_of(x)
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
-    if ops.uses_reference(x) or traced_in_forward_mode():
-        y = reference.kan_linear(rows, coef, grid.detach(), fused_weight, fused or "silu", scaler)
-    else:
-        y = spline_forward(rows, None, coef, scaler, grid, fused_weight, fused or "silu", 0)
+    y = kan_form(rows, spline_weight, spline_scaler, grid, fused_weight, fused or "silu", 0)
     if base_weight is not None and callable(base_activation):
         if not torch.compiler.is_compiling():
             name = getattr(base_activation, "__name__", type(base_activation).__name__)
             fallbacks.note(f"base activation {name}", "not fused, runs in plain torch")
-        y = y + base_activation(rows) @ base_weight
+        y = y + linear(base_activation(rows), base_weight)
     return y.view(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
+
+
+def kan_form(
+    x: Tensor,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    activation: str,
+    derivative: int,
+) -> Tensor:
+    """(N, O): `kan_linear` of x (N, I) with a fused base activation, or with the derivatives of b and of the bases."""
+    if ops.uses_reference(x) or traced_in_forward_mode():
+        return reference.spline_forward(
+            x, None, spline_weight, spline_scaler, grid.detach(), base_weight, activation, derivative
+        )
+    return spline_forward(x, None, spline_weight, spline_scaler, grid, base_weight, activation, derivative)
 
 
 def base_activation_of(module: nn.Module | None) -> BaseActivation:

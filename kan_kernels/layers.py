@@ -1,34 +1,46 @@
 """`KANLinear`: efficient-kan's module, argument for argument, on the fused kernels."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .autocast import autocast
-from .checks import DTYPES, check_choice, check_grid, check_number, check_rows, check_size, rows_of
+from .checks import (
+    DTYPES,
+    check_choice,
+    check_floating,
+    check_grid,
+    check_number,
+    check_parameters,
+    check_rows,
+    check_size,
+    rows_of,
+    shape_of,
+)
+from .edge import Edge
 from .edge_norms import edge_norms
 from .functional import BaseActivation, base_activation_of, kan_linear
 from .grid import QUANTILES, data_knots, refined_knots
 from .initial import draw
-from .peer_names import PeerNames
-from .projection import transfer_matrix
+from .legacy import converted_attributes, converted_state_dict
+from .projection import fitted, transfer_matrix, transferred
+from .reference import basis, scaled
 from .regularization import coefficient_loss, loss_arguments, norm_loss
-from .sharding import Whole, check_not_fully_sharded, is_sharded, local, own_part, parts_as, whole
+from .sharding import Whole, check_not_fully_sharded, check_whole, is_sharded, local, own_part, parts_as, whole
 
 torch.fx.wrap("kan_linear")  # a leaf to torch.fx.symbolic_trace, as functions of torch are
 
 
-class KANLinear(PeerNames):
+class KANLinear(nn.Module):
     """A KAN layer: y[..., o] = sum_i ( base_weight[o,i] b(x[..., i]) + spline_{o,i}(x[..., i]) ), (..., I) -> (..., O).
 
-    Arguments, defaults, initial distribution and `state_dict` are efficient-kan's: `base_weight (O, I)`,
-    `spline_weight (O, I, G+K)`, `spline_scaler (O, I)` if standalone, `grid (I, G+2K+1)`. Checkpoints pass both ways. The
-    parameters themselves are laid out for the kernels, as `base_coef (I, O)`, `coef (I, G+K, O)` and `scaler (I, O)`;
-    `layer.base_weight`, `layer.spline_weight` and `layer.spline_scaler` are views of them in efficient-kan's shapes. Pruning
-    adds a buffer `mask (I, O)` of ones and zeros, `edge_mask (O, I)` in a `state_dict`: an edge it masks stays exactly zero.
+    Arguments, defaults, initial distribution, parameters and `state_dict` are efficient-kan's, and checkpoints pass both ways:
+    the parameters are `base_weight (O, I)`, `spline_weight (O, I, G+K)` and, if standalone, `spline_scaler (O, I)`; None where
+    a layer has no such one. The buffers are the knots `grid (I, G+2K+1)` and, once the layer was pruned, `edge_mask (O, I)` of
+    ones and zeros: an edge that it masks stays exactly zero. Checkpoints and pickles of version 0.1.0 can be loaded.
 
     Args:
         in_features, out_features: I, O >= 1.
@@ -50,9 +62,14 @@ class KANLinear(PeerNames):
     Equivalent to:
         bases = reference.basis(x, layer.grid, layer.spline_order).flatten(1)
         weight = layer.spline_weight * layer.spline_scaler.unsqueeze(-1)
-        y = linear(silu(x), layer.base_weight) + linear(bases, weight.flatten(1))
+        y = F.linear(F.silu(x), layer.base_weight) + F.linear(bases, weight.flatten(1))
     """
 
+    base_weight: nn.Parameter | None
+    spline_weight: nn.Parameter
+    spline_scaler: nn.Parameter | None
+    grid: Tensor
+    edge_mask: Tensor | None
     sharding: Any = Whole()  # or the `parallel.LayerSharding` of one that a parallel style shards
 
     def __init__(
@@ -99,12 +116,12 @@ class KANLinear(PeerNames):
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        bases = grid_size + spline_order
-        self.base_coef = None if base_activation is None else empty(in_features, out_features)
-        self.coef = empty(in_features, bases, out_features)
-        self.scaler = empty(in_features, out_features) if self.enable_standalone_scale_spline else None
+        edges, bases = (out_features, in_features), grid_size + spline_order
+        self.register_parameter("base_weight", None if base_activation is None else empty(*edges))
+        self.register_parameter("spline_weight", empty(*edges, bases))
+        self.register_parameter("spline_scaler", empty(*edges) if self.enable_standalone_scale_spline else None)
         self.register_buffer("grid", torch.empty(in_features, bases + spline_order + 1, device=device, dtype=dtype))
-        self.register_buffer("mask", None)
+        self.register_buffer("edge_mask", None)
         self.reset_parameters()
         check_grid(self.grid, in_features, spline_order)
 
@@ -117,27 +134,99 @@ class KANLinear(PeerNames):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
-        coef, grid = self.coef, self.grid
-        scaler, base_coef = self.edge_factors()
-        if is_sharded(coef):
-            coef, grid = local(coef), local(grid)
-            if coef.numel() == 0:
-                return _without_a_part((*x.shape[:-1], coef.shape[2]), x, coef, scaler, base_coef)
-        return kan_linear(x, coef, grid, base_coef, base_activation=self.activation(), scaler=scaler)
+        spline_weight, grid = self.spline_weight, self.grid
+        spline_scaler, base_weight = self.edge_factors()
+        if is_sharded(spline_weight):
+            spline_weight, grid = local(spline_weight), local(grid)
+            if spline_weight.numel() == 0:
+                return _without_a_part((*x.shape[:-1], len(spline_weight)), x, spline_weight, spline_scaler, base_weight)
+        activation = self.activation()
+        return kan_linear(x, spline_weight, grid, base_weight, spline_scaler=spline_scaler, base_activation=activation)
 
     def edge_factors(self) -> tuple[Tensor | None, Tensor | None]:
-        """The scaler and base_coef with the mask on them; of a sharded layer, this rank's."""
-        scaler, base_coef, mask = self.scaler, self.base_coef, self.mask
-        if is_sharded(scaler) or is_sharded(base_coef) or is_sharded(mask):
-            scaler, base_coef, mask = local(scaler), local(base_coef), local(mask)
-        if mask is None:
-            return scaler, base_coef
-        mask = mask.to(self.coef.dtype)  # a buffer, which mixed precision leaves in its type
-        return mask if scaler is None else scaler * mask, None if base_coef is None else base_coef * mask
+        """spline_scaler and base_weight with edge_mask on them; of a sharded layer, this rank's."""
+        spline_scaler, base_weight, edge_mask = self.spline_scaler, self.base_weight, self.edge_mask
+        if is_sharded(spline_scaler) or is_sharded(base_weight) or is_sharded(edge_mask):
+            spline_scaler, base_weight, edge_mask = local(spline_scaler), local(base_weight), local(edge_mask)
+        if edge_mask is None:
+            return spline_scaler, base_weight
+        edge_mask = edge_mask.to(self.spline_weight.dtype)  # a buffer, which mixed precision leaves in its type
+        masked_scaler = edge_mask if spline_scaler is None else spline_scaler * edge_mask
+        return masked_scaler, None if base_weight is None else base_weight * edge_mask
 
     def activation(self) -> BaseActivation:
         """The base activation as `kan_linear` takes it: the name of one that is fused, the module, or None."""
         return base_activation_of(self.base_activation)
+
+    def edge(self, out: int, in_: int) -> Edge:
+        """The function of the edge from input `in_` to output `out`: to be called, differentiated, plotted, handed to SciPy.
+
+        `layer.edge(o, i)(t)` is the edge's function at t, of any shape; see `kan_kernels.edge.Edge`. Negative indices count
+        from the end.
+
+        Raises:
+            TypeError: an index is no int.
+            IndexError: an index is out of range.
+            ValueError: the layer is sharded.
+        """
+        return Edge(self, out, in_)
+
+    def b_splines(self, x: Tensor) -> Tensor:
+        """The bases of every feature, as efficient-kan's method: x (N, I) -> (N, I, G+K). Differentiable.
+
+        The dtype is that to which torch promotes those of x and the grid; half types are evaluated in float32.
+
+        Raises:
+            TypeError, ValueError: x is no floating-point tensor of shape (N, I) on the layer's device; the layer is sharded.
+        """
+        check_whole("b_splines", self)
+        self._check_points(x)
+        dtype = torch.promote_types(x.dtype, self.grid.dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        return basis(x.to(wide), self.grid.to(wide), self.spline_order).to(dtype)
+
+    @property
+    def scaled_spline_weight(self) -> Tensor:
+        """(O, I, G+K): spline_weight times spline_scaler, where there is one, and edge_mask, where there is one."""
+        return scaled(self.spline_weight, self.edge_factors()[0])
+
+    def curve2coeff(self, x: Tensor, y: Tensor) -> Tensor:
+        """The spline_weight (O, I, G+K) of splines through points, as efficient-kan's method: by least squares.
+
+        Every edge's spline, without its scaler, comes as close as it can to y[:, i, o] at x[:, i]. Where the points leave
+        coefficients open, as outside of the data's range, these are the ones of least norm.
+
+        Args:
+            x: (N, I), finite, N >= 1.
+            y: (N, I, O), finite, dtype and device of x.
+
+        Returns:
+            (O, I, G+K), contiguous, of the dtype of `b_splines`.
+
+        Raises:
+            TypeError, ValueError: naming the argument; or the layer is sharded.
+        """
+        check_whole("curve2coeff", self)
+        self._check_points(x)
+        check_rows(x, self.in_features, 1)
+        check_floating("y", y)
+        if y.dtype is not x.dtype:
+            raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
+        if y.device != x.device:
+            raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
+        expected = (x.shape[0], self.in_features, self.out_features)
+        if y.shape != expected:
+            raise ValueError(f"y: expected shape (N, I, O) = {expected}, got {shape_of(y)}")
+        if not bool(y.isfinite().all()):
+            raise ValueError("y: expected finite values, got a NaN or an infinity")
+        return fitted(self.b_splines(x), y)
+
+    def _check_points(self, x: Any) -> None:
+        check_floating("x", x)
+        if x.dim() != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"x: expected shape (N, I) with I = {self.in_features}, got {shape_of(x)}")
+        if x.device != self.grid.device:
+            raise ValueError(f"x: expected the device of the layer, {self.grid.device}, got {x.device}")
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float | None = None, quantiles: str = "efficient-kan") -> None:
@@ -179,11 +268,11 @@ class KANLinear(PeerNames):
 
     def _move_to(self, knots: Tensor, rows: Tensor | None = None) -> None:
         """Refit to knots of this layer's shape, which are rounded to its dtype; of a sharded one, this rank's."""
-        coef, grid = local(self.coef), local(self.grid)
+        spline_weight, grid = local(self.spline_weight), local(self.grid)
         knots = knots.to(grid.dtype)
         check_grid(knots, len(grid), self.spline_order)
         if len(grid) > 0:
-            coef.copy_(transfer_matrix(grid, knots, self.spline_order, rows) @ coef.double())
+            spline_weight.copy_(transferred(spline_weight, transfer_matrix(grid, knots, self.spline_order, rows)))
             grid.copy_(knots)
 
     def refine(self, grid_size: int) -> "KANLinear":
@@ -196,38 +285,41 @@ class KANLinear(PeerNames):
         Raises:
             TypeError, ValueError: grid_size is no int of at least 1, or its knots would be equal in this dtype.
         """
-        check_not_fully_sharded("refine", self)
+        self._check_keeps_changes("refine")
         new = copy.deepcopy(self)
         new.refine_(grid_size)
         return new
 
     @torch.no_grad()
     def refine_(self, grid_size: int) -> None:
-        """`refine` of this layer in place: its `coef` and `grid` are new tensors."""
-        self._check_keeps_changes("refine")
+        """`refine` of this layer in place: its `spline_weight` and `grid` are new tensors."""
+        self._check_keeps_changes("refine_")
         check_size("grid_size", grid_size, 1)
         old, bases = local(self.grid), grid_size + self.spline_order
         finer = refined_knots(old.double(), self.spline_order, grid_size).to(old.dtype)
         check_grid(finer, len(old), self.spline_order)
-        coef = local(self.coef).double()
-        coef = (
-            transfer_matrix(old, finer, self.spline_order) @ coef if len(old) > 0 else coef.new_empty(0, bases, coef.shape[2])
-        )
+        before = self.spline_weight
+        part = local(before)
+        after = part.new_empty(len(part), 0, bases)
+        if len(old) > 0:
+            after = transferred(part, transfer_matrix(old, finer, self.spline_order)).to(part.dtype).contiguous()
         self.grid_size = grid_size
         self.grid = parts_as(finer, self.grid, 1, bases + self.spline_order + 1)
-        coef = parts_as(coef.to(self.coef.dtype), self.coef, 1, bases)
-        self.coef = nn.Parameter(coef, requires_grad=self.coef.requires_grad)
+        self.spline_weight = nn.Parameter(parts_as(after, before, 2, bases), requires_grad=before.requires_grad)
 
     def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
         self._check_has_its_part("edge_norms")
-        scaler, base_coef = self.edge_factors()
-        coef, grid = local(self.coef), local(self.grid)
+        spline_scaler, base_weight = self.edge_factors()
+        spline_weight, grid = local(self.spline_weight), local(self.grid)
         own = self.sharding.own_input(x)
-        if coef.numel() == 0:
-            norms = _without_a_part((coef.shape[2], coef.shape[0]), own, coef, scaler, base_coef)
+        if spline_weight.numel() == 0:
+            norms = _without_a_part(spline_weight.shape[:2], own, spline_weight, spline_scaler, base_weight)
         else:
-            norms = edge_norms(own, coef, grid, base_coef, ord, base_activation=self.activation(), scaler=scaler)
+            activation = self.activation()
+            norms = edge_norms(
+                own, spline_weight, grid, base_weight, ord, spline_scaler=spline_scaler, base_activation=activation
+            )
         return self.sharding.whole_norms(norms)
 
     def edge_scores(self, x: Tensor, out_scores: Tensor | None = None) -> Tensor:
@@ -249,8 +341,8 @@ class KANLinear(PeerNames):
         """A loss that makes edges few: a scalar; see `KAN.regularization_loss`, here of one layer and its own inputs x."""
         x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
         if x is None:
-            edges = whole(self.coef.abs().mean(1))
-            return coefficient_loss(edges if self.mask is None else edges * whole(self.mask), activation, entropy)
+            edges = whole(self.spline_weight.abs().mean(-1))
+            return coefficient_loss(edges if self.edge_mask is None else edges * whole(self.edge_mask), activation, entropy)
         return norm_loss(self.metric_norms(x, metric), metric, activation, entropy)
 
     def metric_norms(self, x: Tensor, metric: str) -> Tensor:
@@ -263,7 +355,7 @@ class KANLinear(PeerNames):
 
     def _check_has_its_part(self, method: str) -> None:
         """That this rank has a part of the layer which its `sharding`, if any, explains: `fully_shard` leaves others."""
-        if self.sharding.mesh != getattr(self.coef, "device_mesh", None):
+        if self.sharding.mesh != getattr(self.spline_weight, "device_mesh", None):
             raise ValueError(
                 f"{method}: expected a whole layer, or one sharded by ColwiseKAN or RowwiseKAN, got one that fully_shard"
                 f" sharded; after register_fsdp_forward_method(layer, {method!r}) torch gathers it"
@@ -272,15 +364,40 @@ class KANLinear(PeerNames):
     def _check_keeps_changes(self, method: str) -> None:
         check_not_fully_sharded(method, self)
         self._check_has_its_part(method)
+        check_parameters(method, self, "spline_weight")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state_dict = converted_state_dict(state_dict, prefix)
+        edge_mask, grid = state_dict.get(prefix + "edge_mask"), state_dict.get(prefix + "grid")
+        if edge_mask is not None and self.edge_mask is None:
+            if is_sharded(self.spline_weight) and not is_sharded(edge_mask):
+                error_msgs.append(f"{prefix}edge_mask: expected a DTensor for a sharded layer without a mask, got a tensor")
+            self.edge_mask = torch.ones_like(self.spline_weight.detach()[..., 0])  # sharded as spline_weight is
+        if isinstance(grid, Tensor) and grid.shape == self.grid.shape:  # torch reports what is none
+            grid = local(grid).to(self.grid.dtype)
+            check_grid(grid, len(grid), self.spline_order)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(converted_attributes(state))
 
     def extra_repr(self) -> str:
         activation = self.activation()
         fused = "none" if activation is None else "fused" if isinstance(activation, str) else "plain torch"
-        mask = local(self.mask)
+        mask = local(self.edge_mask)
         pruned = "" if mask is None else f", pruned={int((mask == 0).sum())} of {mask.numel()} edges"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
-            f"spline_order={self.spline_order}, standalone_scale_spline={self.scaler is not None}, base={fused}{pruned}"
+            f"spline_order={self.spline_order}, standalone_scale_spline={self.spline_scaler is not None}, base={fused}{pruned}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import pruning
-from .checks import check_choice, check_number, check_rows, check_size
+from .checks import check_choice, check_number, check_parameters, check_rows, check_size
 from .interop import efficient_kan, pykan_weights
 from .layers import KANLinear, activation_module
 from .regularization import METRICS, loss_arguments, norm_loss
@@ -78,6 +78,8 @@ class KAN(nn.Module):
     def refine(self, grid_size: int) -> "KAN":
         """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
         check_not_fully_sharded("refine", self)
+        for layer in self.kan_layers():
+            check_parameters("refine", layer, "spline_weight")
         new = copy.deepcopy(self)
         for layer in new.kan_layers():
             layer.refine_(grid_size)
@@ -142,6 +144,8 @@ class KAN(nn.Module):
             TypeError, ValueError: naming the argument; or node_th leaves a layer without nodes.
         """
         check_whole("prune", self)
+        for layer in self.kan_layers():
+            check_parameters("prune", layer, "base_weight", "spline_weight", "spline_scaler")
         rows = check_rows(x, self.kan_layers()[0].in_features, 2)
         check_number("node_th", node_th, 0.0)
         check_number("edge_th", edge_th, 0.0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import fallbacks, reference, reference_norms, reference_std
 from .checks import check_choice
+from .layout import features_first, laid_out, new_gradient
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -30,32 +31,39 @@ _SCHEMAS = {line.partition("(")[0]: line for line in (Path(__file__).parent / "s
 _PARAMETER_SIZED = ("edge_std", "edge_std_backward")  # without an axis of rows: on a GPU the reference is a few small launches
 
 
-def _forward_shape(x, w, coef, scaler, grid, base_weight, activation, derivative):
-    return x.new_empty(x.shape[0], coef.shape[2])
+def _forward_shape(x, w, spline_weight, spline_scaler, grid, base_weight, activation, derivative):
+    return x.new_empty(x.shape[0], spline_weight.shape[0])
 
 
-def _backward_input_shape(x, g, coef, scaler, grid, base_weight, activation, derivative):
+def _backward_input_shape(x, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative):
     return x.new_empty(x.shape)
 
 
-def _backward_coef_shape(x, w, g, coef, scaler, grid, spline_order, activation, derivative, need_coef, need_scaler, need_base):
-    features, outputs, bases = x.shape[1], g.shape[1], grid.shape[1] - spline_order - 1
-    shapes = (need_coef, (features, bases, outputs)), (need_scaler, (features, outputs)), (need_base, (features, outputs))
-    return tuple(x.new_empty(shape if needed else (0,)) for needed, shape in shapes)
+def _backward_weight_shape(x, w, g, spline_weight, spline_scaler, grid, spline_order, activation, derivative, *needs):
+    outputs, features, bases = g.shape[1], x.shape[1], grid.shape[1] - spline_order - 1
+    return _parameter_gradients(x, (outputs, features, bases), spline_weight, needs)
 
 
-def _backward_shape(x, w, g, coef, scaler, grid, base_weight, activation, derivative, *needs):
-    order = reference.spline_order(coef.shape[1], grid.shape[1])
-    return x.new_empty(x.shape), *_backward_coef_shape(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
+def _parameter_gradients(like, shape, spline_weight, needs):
+    """Gradients of spline_weight, of `shape` (O, I, M), spline_scaler and base_weight; (0,) where not needed."""
+    transposed = features_first(spline_weight)
+    shapes = (shape, shape[:2], shape[:2])
+    return tuple(
+        new_gradient(like, size, transposed) if need else like.new_empty(0) for need, size in zip(needs, shapes, strict=True)
+    )
 
 
-def _edge_l1_shape(x, coef, scaler, grid, base_weight, activation):
-    return x.new_empty(coef.shape[0], coef.shape[2])
+def _backward_shape(x, w, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative, *needs):
+    return x.new_empty(x.shape), *_parameter_gradients(x, spline_weight.shape, spline_weight, needs)
 
 
-def _edge_l1_backward_shape(x, coef, scaler, grid, base_weight, activation, r, *needs):
-    shapes = (x.shape, coef.shape, r.shape, r.shape)
-    return tuple(x.new_empty(shape if needed else (0,)) for needed, shape in zip(needs, shapes, strict=True))
+def _edge_l1_shape(x, spline_weight, spline_scaler, grid, base_weight, activation):
+    return x.new_empty(spline_weight.shape[:2])
+
+
+def _edge_l1_backward_shape(x, spline_weight, spline_scaler, grid, base_weight, activation, r, need_input, *needs):
+    of_x = x.new_empty(x.shape if need_input else (0,))
+    return of_x, *_parameter_gradients(x, spline_weight.shape, spline_weight, needs)
 
 
 def _basis_moments_shape(x, grid, spline_order, activation):
@@ -66,20 +74,19 @@ def _basis_moments_backward_shape(x, grid, spline_order, activation, r):
     return x.new_empty(x.shape)
 
 
-def _edge_std_shape(moments, coef, scaler, base_weight, rows):
-    return coef.new_empty(coef.shape[0], coef.shape[2])
+def _edge_std_shape(moments, spline_weight, spline_scaler, base_weight, rows):
+    return spline_weight.new_empty(spline_weight.shape[:2])
 
 
-def _edge_std_backward_shape(moments, coef, scaler, base_weight, rows, r, need_moments, *needs):
-    shapes = (coef.shape, r.shape, r.shape)
+def _edge_std_backward_shape(moments, spline_weight, spline_scaler, base_weight, rows, r, need_moments, *needs):
     of_moments = moments.new_empty(moments.shape if need_moments else (0,))
-    return of_moments, *(coef.new_empty(shape if need else (0,)) for need, shape in zip(needs, shapes, strict=True))
+    return of_moments, *_parameter_gradients(spline_weight, spline_weight.shape, spline_weight, needs)
 
 
 _SHAPES: dict[str, Callable[..., Any]] = {
     "spline_forward": _forward_shape,
     "spline_backward_input": _backward_input_shape,
-    "spline_backward_coef": _backward_coef_shape,
+    "spline_backward_weight": _backward_weight_shape,
     "spline_backward": _backward_shape,
     "edge_l1": _edge_l1_shape,
     "edge_l1_backward": _edge_l1_backward_shape,
@@ -95,12 +102,30 @@ def referred(name: str) -> Callable[..., Any]:
     return next(getattr(module, name) for module in (reference, reference_norms, reference_std) if hasattr(module, name))
 
 
+def _referred_in_layout(name: str) -> Callable[..., Any]:
+    """`referred`, with results that lie in memory as `_SHAPES` says."""
+    function = referred(name)
+    parameters = _SCHEMAS[name].partition(")")[0].split(", ")
+    place = next((k for k, parameter in enumerate(parameters) if parameter.endswith(" spline_weight")), None)
+
+    def computed(*arguments: Any) -> Any:
+        results = function(*arguments)
+        if isinstance(results, Tensor):
+            return results.contiguous()
+        *others, of_spline_weight, of_spline_scaler, of_base_weight = results
+        transposed = place is not None and features_first(arguments[place])
+        gradients = [laid_out(gradient, transposed) for gradient in (of_spline_weight, of_spline_scaler, of_base_weight)]
+        return (*(other.contiguous() for other in others), *gradients)
+
+    return computed
+
+
 def _register() -> torch.library.Library:
     library = torch.library.Library("kan_kernels", "DEF" if _cpp is None else "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         if _cpp is None:
             library.define(schema)
-        library.impl(name, referred(name), "CompositeExplicitAutograd")
+        library.impl(name, _referred_in_layout(name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"kan_kernels::{name}", _SHAPES[name], lib=library)
     return library
 
@@ -138,14 +163,14 @@ def _register_triton() -> str:
 def _launch(name: str, *arguments: Any) -> Any:
     if triton_missing:
         fallbacks.note("the GPU runs on the reference", triton_missing)
-        return referred(name)(*arguments)
+        return _referred_in_layout(name)(*arguments)
     from .gpu import launch, launch_edges
 
     return getattr(launch_edges if hasattr(launch_edges, name) else launch, name)(*arguments)
 
 
 def _interpret(name: str, *arguments: Any) -> Any:
-    return _launch(name, *arguments) if _backend == "triton" else referred(name)(*arguments)
+    return _launch(name, *arguments) if _backend == "triton" else _referred_in_layout(name)(*arguments)
 
 
 _cpp, cpp_missing = _load_cpp()
@@ -154,7 +179,7 @@ triton_missing = _register_triton()
 
 spline_forward = torch.ops.kan_kernels.spline_forward.default
 spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
-spline_backward_coef = torch.ops.kan_kernels.spline_backward_coef.default
+spline_backward_weight = torch.ops.kan_kernels.spline_backward_weight.default
 spline_backward = torch.ops.kan_kernels.spline_backward.default
 edge_l1 = torch.ops.kan_kernels.edge_l1.default
 edge_l1_backward = torch.ops.kan_kernels.edge_l1_backward.default

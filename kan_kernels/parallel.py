@@ -12,13 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from .checks import check_floating
+from .checks import check_floating, check_parameters
 from .layers import KANLinear
 from .sharding import of_parts
 
 
 class _Sharded(ParallelStyle):
-    dim: ClassVar[int]  # of `coef` that is sharded
+    dim: ClassVar[int]  # of the parameters, (O, I, ...), that is sharded
     inputs: ClassVar[Placement]
     outputs: ClassVar[Placement]
 
@@ -39,6 +39,7 @@ class _Sharded(ParallelStyle):
             raise TypeError(f"module: expected a KANLinear for {type(self).__name__}, got {type(module).__name__}")
         if module.base_activation is not None and next(module.base_activation.parameters(), None) is not None:
             raise ValueError(f"module: expected a base activation without parameters, got {module.base_activation}")
+        check_parameters(type(self).__name__, module, "base_weight", "spline_weight", "spline_scaler")
         module.sharding = sharding = LayerSharding(self, device_mesh, module.in_features, module.out_features)
         return distribute_module(
             module,
@@ -51,14 +52,12 @@ class _Sharded(ParallelStyle):
     def _partition(self, name: str, layer: nn.Module, mesh: DeviceMesh) -> None:
         if not isinstance(layer, KANLinear):
             return  # a base activation
-        for key in ("coef", "base_coef", "scaler"):
-            parameter = getattr(layer, key)
-            if parameter is not None:
-                sharded = distribute_tensor(parameter, mesh, [Shard(self.dim % parameter.dim())])
-                setattr(layer, key, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
-        if layer.mask is not None:
-            layer.mask = distribute_tensor(layer.mask, mesh, [Shard(self.dim % 2)])
-        if self.dim == 0:
+        for key, parameter in list(layer.named_parameters(recurse=False)):
+            sharded = distribute_tensor(parameter, mesh, [Shard(self.dim)])
+            setattr(layer, key, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
+        if layer.edge_mask is not None:
+            layer.edge_mask = distribute_tensor(layer.edge_mask, mesh, [Shard(self.dim)])
+        if self.dim == 1:
             layer.grid = distribute_tensor(layer.grid, mesh, [Shard(0)])
 
     def own_input(self, x: DTensor) -> Tensor:
@@ -99,7 +98,7 @@ class LayerSharding:
 
     def own_features(self, x: Tensor) -> Tensor:
         """(N, I) -> the columns of this rank's knots."""
-        return distribute_tensor(x, self.mesh, [Shard(1)], src_data_rank=None).to_local() if self.style.dim == 0 else x
+        return distribute_tensor(x, self.mesh, [Shard(1)], src_data_rank=None).to_local() if self.style.dim == 1 else x
 
     def laid_out_output(self, y: Tensor) -> Tensor:
         """What a rank's part computed -> the layer's output, as `output_layouts` and `use_local_output` say."""
@@ -114,8 +113,8 @@ class LayerSharding:
 
     def whole_norms(self, norms: Tensor) -> Tensor:
         """(O, I) from the norms of this rank's edges."""
-        dim, size = (1, self.in_features) if self.style.dim == 0 else (0, self.out_features)
-        return _of_parts(norms, self.mesh, dim, size).full_tensor()
+        size = (self.out_features, self.in_features)[self.style.dim]
+        return _of_parts(norms, self.mesh, self.style.dim, size).full_tensor()
 
 
 class ColwiseKAN(_Sharded):
@@ -131,10 +130,10 @@ class ColwiseKAN(_Sharded):
 
     Equivalent to, on rank r of R:
         part = slice(r * O // R, (r + 1) * O // R)
-        y[..., part] = kan_linear(x, coef[..., part], grid, base_coef[:, part], scaler=scaler[:, part])
+        y[..., part] = kan_linear(x, spline_weight[part], grid, base_weight[part], spline_scaler=spline_scaler[part])
     """
 
-    dim, inputs, outputs = -1, Replicate(), Shard(-1)
+    dim, inputs, outputs = 0, Replicate(), Shard(-1)
 
     def own_input(self, x: DTensor) -> Tensor:
         # Every rank's outputs give their part of the gradient.
@@ -157,10 +156,11 @@ class RowwiseKAN(_Sharded):
 
     Equivalent to, on rank r of R:
         part = slice(r * I // R, (r + 1) * I // R)
-        y = all_reduce(kan_linear(x[..., part], coef[part], grid[part], base_coef[part], scaler=scaler[part]))
+        y = all_reduce(kan_linear(
+            x[..., part], spline_weight[:, part], grid[part], base_weight[:, part], spline_scaler=spline_scaler[:, part]))
     """
 
-    dim, inputs, outputs = 0, Shard(-1), Replicate()
+    dim, inputs, outputs = 1, Shard(-1), Replicate()
 
     def own_input(self, x: DTensor) -> Tensor:
         return x.redistribute(placements=[Shard(x.dim() - 1)]).to_local()

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number, check_rows
-from .functional import kan_linear
-from .layers import KANLinear
+from .edge import Edge
 from .network import KAN
 from .sharding import check_whole
 
@@ -68,7 +67,7 @@ def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure
             for (across, up), towards in zip(ends, (-0.5, 0.5), strict=True):
                 edge_of_box = middle[1] + high * towards
                 axes.plot([across, middle[0]], [up, edge_of_box], color="black", alpha=alpha, linewidth=1, zorder=1)
-            points, values = _curve(layer, rows[:, i], i, o)
+            points, values = _curve(layer.edge(o, i), rows[:, i])
             inset = axes.inset_axes((middle[0] - wide / 2, middle[1] - high / 2, wide, high), transform=axes.transData)
             inset.plot(points, values, color="black", alpha=alpha, linewidth=1.5)
             inset.set(xticks=[], yticks=[])
@@ -84,11 +83,7 @@ def _across(k: int, width: int) -> float:
     return (k + 0.5) / width
 
 
-def _curve(layer: KANLinear, x: Tensor, i: int, o: int) -> tuple[Tensor, Tensor]:
+def _curve(edge: Edge, x: Tensor) -> tuple[Tensor, Tensor]:
     """The edge's function over the range of x (N,)."""
     points = torch.linspace(float(x.min()), float(x.max()), _POINTS, dtype=x.dtype, device=x.device)
-    scaler, base = (None if t is None else t[i : i + 1, o : o + 1] for t in layer.edge_factors())
-    coef, grid = layer.coef[i : i + 1, :, o : o + 1], layer.grid[i : i + 1]
-    activation = layer.activation()
-    values = kan_linear(points.unsqueeze(1), coef, grid, base, base_activation=activation, scaler=scaler)
-    return points.cpu(), values[:, 0].cpu()
+    return points.cpu(), edge(points).cpu()

@@ -1,4 +1,4 @@
-"""The same functions on other knots: coefficients fitted by quadrature and on the data.
+"""Coefficients of splines fitted to values, and to the same functions on other knots, by quadrature and on the data.
 
 A spline's coefficients on new knots depend linearly on the old ones, feature by feature and alike for every output, so that a
 matrix (I, M_new, M_old) carries any number of outputs over. It minimises the squared distance of the functions over the new
@@ -42,6 +42,25 @@ def transfer_matrix(old: Tensor, new: Tensor, spline_order: int, x: Tensor | Non
         for k, (o, n) in enumerate(zip(old.split(features), new.split(features), strict=True))
     ]
     return torch.cat(parts)
+
+
+def transferred(spline_weight: Tensor, transfer: Tensor) -> Tensor:
+    """(O, I, M_new) in float64: `transfer_matrix`'s (I, M_new, M_old) applied to spline_weight (O, I, M_old)."""
+    return torch.einsum("imk,oik->oim", transfer, spline_weight.double())
+
+
+def fitted(bases: Tensor, values: Tensor) -> Tensor:
+    """(O, I, M) of least norm among those that fit best: bases (N, I, M) and values (N, I, O), feature by feature.
+
+    Least squares by singular values: features whose bases do not determine the coefficients are no exception.
+    """
+    wide = torch.promote_types(bases.dtype, torch.float32)  # LAPACK has no half types
+    left, right = bases.transpose(0, 1).to(wide), values.transpose(0, 1).to(wide)
+    if bases.device.type == "cpu":
+        solution = torch.linalg.lstsq(left, right, driver="gelsd").solution
+    else:
+        solution = torch.linalg.pinv(left) @ right  # other devices' lstsq expects bases of full rank
+    return solution.permute(2, 0, 1).contiguous().to(bases.dtype)
 
 
 def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> Tensor:
@@ -95,7 +114,7 @@ def _products(points: Tensor, weights: Tensor | None, old: Tensor, new: Tensor, 
 
 def _bases(x: Tensor, knots: Tensor, K: int) -> Tensor:
     """(P, M) of one feature, x (P, 1): splines whose coefficients are a unit matrix, 8 times as fast as the reference's."""
-    unit = torch.eye(len(knots) - K - 1, dtype=x.dtype, device=x.device).unsqueeze(0)
+    unit = torch.eye(len(knots) - K - 1, dtype=x.dtype, device=x.device).unsqueeze(1)
     return spline_forward(x, None, unit, None, knots.unsqueeze(0), None, "silu", 0)
 
 

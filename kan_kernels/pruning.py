@@ -69,11 +69,10 @@ def prune(layers: Sequence[KANLinear], x: Tensor, node_th: float, edge_th: float
         _take(layer, rows, columns)
     edges = []
     for k, (layer, scores) in enumerate(zip(layers, attribute(layers, x).edges, strict=True)):
-        before = torch.ones_like(scores).t() if layer.mask is None else layer.mask
-        mask = (scores.t() > edge_th).to(before.dtype) * before
-        layer.mask = mask.contiguous()
-        masked = (before != mask).nonzero()
-        edges.append(sorted((int(kept[k + 1][o]), int(kept[k][i])) for i, o in masked))
+        before = torch.ones_like(scores) if layer.edge_mask is None else layer.edge_mask
+        layer.edge_mask = (scores > edge_th).to(before.dtype) * before
+        masked = (before != layer.edge_mask).nonzero().tolist()
+        edges.append(sorted((int(kept[k + 1][o]), int(kept[k][i])) for o, i in masked))
     return Cut(nodes, edges, [len(left) for left in kept])
 
 
@@ -81,6 +80,7 @@ def _take(layer: KANLinear, inputs: Tensor, outputs: Tensor) -> None:
     """Leave only some inputs and outputs."""
     layer.in_features, layer.out_features = len(inputs), len(outputs)
     layer.grid = layer.grid[inputs]
-    layer.mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
-    for name, value in list(layer.named_parameters(recurse=False)):
-        setattr(layer, name, nn.Parameter(value[inputs][..., outputs].clone(), requires_grad=value.requires_grad))
+    left = (outputs.unsqueeze(1), inputs)
+    layer.edge_mask = None if layer.edge_mask is None else layer.edge_mask[left]
+    for name, value in list(layer.named_parameters(recurse=False)):  # all (O, I, ...)
+        setattr(layer, name, nn.Parameter(value.detach()[left], requires_grad=value.requires_grad))

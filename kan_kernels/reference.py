@@ -6,13 +6,14 @@ Sizes: N rows, I in_features, O out_features, G grid_size, K spline_order, M = G
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, silu
 
 FUSED_ACTIVATIONS = ("silu", "identity")
 
 
-def spline_order(coef_bases: int, knots: int) -> int:
+def spline_order(bases: int, knots: int) -> int:
     """Degree K from the M bases and the G + 2K + 1 knots of a feature: G + 2K + 1 - (G + K) - 1."""
-    return knots - coef_bases - 1
+    return knots - bases - 1
 
 
 def basis(x: Tensor, grid: Tensor, degree: int, derivative: int = 0) -> Tensor:
@@ -49,7 +50,7 @@ def base_activation(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     if name == "identity":
         return x if derivative == 0 else torch.full_like(x, 1.0 if derivative == 1 else 0.0)
     if derivative == 0:
-        return torch.nn.functional.silu(x)
+        return silu(x)
     return x * _sigmoid_derivative(x, derivative) + derivative * _sigmoid_derivative(x, derivative - 1)
 
 
@@ -76,112 +77,114 @@ def _sigmoid_derivative(x: Tensor, derivative: int) -> Tensor:
 
 def kan_linear(
     x: Tensor,
-    coef: Tensor,
+    spline_weight: Tensor,
     grid: Tensor,
     base_weight: Tensor | None = None,
     activation: str = "silu",
-    scaler: Tensor | None = None,
+    spline_scaler: Tensor | None = None,
 ) -> Tensor:
-    """y[n,o] = sum_i ( base_weight[i,o] b(x[n,i]) + sum_m coef[i,m,o] beta_{i,m}(x[n,i]) ), x (N, I) -> (N, O).
+    """y[n,o] = sum_i ( base_weight[o,i] b(x[n,i]) + sum_m spline_weight[o,i,m] beta_{i,m}(x[n,i]) ), x (N, I) -> (N, O).
 
-    scaler (I, O), where given, multiplies coef.
+    spline_scaler (O, I), where given, multiplies spline_weight.
     """
-    return spline_forward(x, None, coef, scaler, grid, base_weight, activation, 0)
+    return spline_forward(x, None, spline_weight, spline_scaler, grid, base_weight, activation, 0)
 
 
 def spline_forward(
     x: Tensor,
     w: Tensor | None,
-    coef: Tensor,
-    scaler: Tensor | None,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
     derivative: int,
 ) -> Tensor:
-    """(N, O): sum over i, m of w[n,i] beta^(n)_{i,m}(x[n,i]) coef[i,m,o], the base activation being one more row m."""
-    bases = _weighted(basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative), w)
-    y = bases.flatten(1) @ scaled(coef, scaler).reshape(-1, coef.shape[2])
+    """(N, O): sum over i, m of w[n,i] beta^(n)_{i,m}(x[n,i]) spline_weight[o,i,m]; the base activation is one more basis."""
+    bases = _weighted(basis(x, grid, spline_order(spline_weight.shape[2], grid.shape[1]), derivative), w)
+    y = linear(bases.flatten(1), scaled(spline_weight, spline_scaler).flatten(1))
     if base_weight is not None:
-        y = y + _weighted(base_activation(x, activation, derivative), w) @ base_weight
+        y = y + linear(_weighted(base_activation(x, activation, derivative), w), base_weight)
     return y
 
 
 def spline_backward_input(
     x: Tensor,
     g: Tensor,
-    coef: Tensor,
-    scaler: Tensor | None,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
     derivative: int,
 ) -> Tensor:
-    """(N, I): sum over m, o of beta^(n)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: the gradient of the form with respect to w."""
-    bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative)
-    along_bases = (g @ scaled(coef, scaler).reshape(-1, coef.shape[2]).t()).view(bases.shape)
+    """(N, I): sum over o, m of g[n,o] spline_weight[o,i,m] beta^(n)_{i,m}(x[n,i]): the form's gradient with respect to w."""
+    bases = basis(x, grid, spline_order(spline_weight.shape[2], grid.shape[1]), derivative)
+    along_bases = (g @ scaled(spline_weight, spline_scaler).flatten(1)).view(bases.shape)
     result = (bases * along_bases).sum(-1)
     if base_weight is not None:
-        result = result + base_activation(x, activation, derivative) * (g @ base_weight.t())
+        result = result + base_activation(x, activation, derivative) * (g @ base_weight)
     return result
 
 
-def spline_backward_coef(
+def spline_backward_weight(
     x: Tensor,
     w: Tensor | None,
     g: Tensor,
-    coef: Tensor | None,
-    scaler: Tensor | None,
+    spline_weight: Tensor | None,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     spline_order: int,
     activation: str,
     derivative: int,
-    need_coef: bool,
-    need_scaler: bool,
-    need_base: bool,
+    need_spline_weight: bool,
+    need_spline_scaler: bool,
+    need_base_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(I, M, O), (I, O), (I, O): the form's gradients with respect to coef, scaler, base_weight; (0,) where not needed.
+    """The form's gradients with respect to spline_weight (O, I, M), spline_scaler and base_weight (O, I); (0,) if not needed.
 
-    With D = sum over n of w[n,i] beta^(n)_{i,m}(x[n,i]) g[n,o]: D scaler, the sum over m of D coef, and the base's row of D.
-    Only the gradient of scaler reads coef.
+    With D[o,i,m] = sum over n of g[n,o] w[n,i] beta^(n)_{i,m}(x[n,i]): D times spline_scaler, the sum over m of D times
+    spline_weight, and the same sum over n with the base activation for the basis. Only the gradient of spline_scaler reads
+    spline_weight.
     """
-    coef_gradient = scaler_gradient = base_gradient = x.new_empty(0)
-    if need_coef or need_scaler:
+    of_spline_weight, of_spline_scaler, of_base_weight = (x.new_empty(0) for _ in range(3))
+    if need_spline_weight or need_spline_scaler:
         bases = _weighted(basis(x, grid, spline_order, derivative), w)
-        gradient = (bases.flatten(1).t() @ g).view(*bases.shape[1:], g.shape[1])
-        if need_coef:
-            coef_gradient = scaled(gradient, scaler)
-        if need_scaler and coef is not None:
-            scaler_gradient = (gradient * coef).sum(1)
-    if need_base:
-        base_gradient = _weighted(base_activation(x, activation, derivative), w).t() @ g
-    return coef_gradient, scaler_gradient, base_gradient
+        unscaled = (g.t() @ bases.flatten(1)).view(g.shape[1], *bases.shape[1:])
+        if need_spline_weight:
+            of_spline_weight = scaled(unscaled, spline_scaler)
+        if need_spline_scaler and spline_weight is not None:
+            of_spline_scaler = (unscaled * spline_weight).sum(-1)
+    if need_base_weight:
+        of_base_weight = g.t() @ _weighted(base_activation(x, activation, derivative), w)
+    return of_spline_weight, of_spline_scaler, of_base_weight
 
 
 def spline_backward(
     x: Tensor,
     w: Tensor | None,
     g: Tensor,
-    coef: Tensor,
-    scaler: Tensor | None,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
     derivative: int,
-    need_coef: bool,
-    need_scaler: bool,
-    need_base: bool,
+    need_spline_weight: bool,
+    need_spline_scaler: bool,
+    need_base_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(N, I) and `spline_backward_coef`'s three: all gradients of `spline_forward` but w's, from one evaluation."""
-    slope = spline_backward_input(x, g, coef, scaler, grid, base_weight, activation, derivative + 1)
-    order = spline_order(coef.shape[1], grid.shape[1])
-    needs = (need_coef, need_scaler, need_base)
-    return _weighted(slope, w), *spline_backward_coef(x, w, g, coef, scaler, grid, order, activation, derivative, *needs)
+    """(N, I) and `spline_backward_weight`'s three: all gradients of `spline_forward` but w's, from one evaluation."""
+    slope = spline_backward_input(x, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative + 1)
+    order = spline_order(spline_weight.shape[2], grid.shape[1])
+    needs = (need_spline_weight, need_spline_scaler, need_base_weight)
+    gradients = spline_backward_weight(x, w, g, spline_weight, spline_scaler, grid, order, activation, derivative, *needs)
+    return _weighted(slope, w), *gradients
 
 
-def scaled(coef: Tensor, scaler: Tensor | None) -> Tensor:
-    """coef (..., I, M, O) times scaler (..., I, O)."""
-    return coef if scaler is None else coef * scaler.unsqueeze(-2)
+def scaled(spline_weight: Tensor, spline_scaler: Tensor | None) -> Tensor:
+    """spline_weight (..., O, I, M) times spline_scaler (..., O, I)."""
+    return spline_weight if spline_scaler is None else spline_weight * spline_scaler.unsqueeze(-1)
 
 
 def _weighted(values: Tensor, w: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The truth about edges: their functions' values, mean magnitudes and second moments, in plain torch, written to be read.
 
-phi_{i,o}(t) = base_weight[i,o] b(t) + sum_m coef[i,m,o] beta_{i,m}(t), coef times scaler (I, O) where given. Dense in rows,
-features and outputs; sizes as in `reference`.
+phi_{o,i}(t) = base_weight[o,i] b(t) + sum_m spline_weight[o,i,m] beta_{i,m}(t), spline_weight times spline_scaler (O, I) where
+given. Dense in rows, features and outputs; sizes as in `reference`.
 """
 
 import torch
@@ -13,56 +13,65 @@ from .reference import base_activation, basis, scaled, spline_order
 
 def edge_values(
     x: Tensor,
-    coef: Tensor,
-    scaler: Tensor | None,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
     derivative: int = 0,
 ) -> Tensor:
-    """(N, I, O): the n-th derivative of phi_{i,o} at x[:, i], n = derivative."""
-    bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]), derivative)
-    values = torch.einsum("nim,imo->nio", bases, scaled(coef, scaler))
+    """(N, O, I): the n-th derivative of phi_{o,i} at x[:, i], n = derivative."""
+    bases = basis(x, grid, spline_order(spline_weight.shape[2], grid.shape[1]), derivative)
+    values = torch.einsum("nim,oim->noi", bases, scaled(spline_weight, spline_scaler))
     if base_weight is not None:
-        values = values + base_activation(x, activation, derivative).unsqueeze(-1) * base_weight
+        values = values + base_activation(x, activation, derivative).unsqueeze(1) * base_weight
     return values
 
 
 def edge_l1(
-    x: Tensor, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None, activation: str
+    x: Tensor,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    activation: str,
 ) -> Tensor:
-    """(I, O): the mean over the rows of |phi_{i,o}(x[n,i])|, the L1 norm of the KAN paper's eq. 2.17."""
-    return edge_values(x, coef, scaler, grid, base_weight, activation).abs().mean(0)
+    """(O, I): the mean over the rows of |phi_{o,i}(x[n,i])|, the L1 norm of the KAN paper's eq. 2.17."""
+    return edge_values(x, spline_weight, spline_scaler, grid, base_weight, activation).abs().mean(0)
 
 
 def edge_l1_backward(
     x: Tensor,
-    coef: Tensor,
-    scaler: Tensor | None,
+    spline_weight: Tensor,
+    spline_scaler: Tensor | None,
     grid: Tensor,
     base_weight: Tensor | None,
     activation: str,
     r: Tensor,
     need_input: bool,
-    need_coef: bool,
-    need_scaler: bool,
-    need_base: bool,
+    need_spline_weight: bool,
+    need_spline_scaler: bool,
+    need_base_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of sum over i, o of r[i,o] edge_l1[i,o]: (N, I), (I, M, O), (I, O), (I, O); (0,) where not needed."""
-    signs = edge_values(x, coef, scaler, grid, base_weight, activation).sign() * (r / x.shape[0])
-    x_gradient = coef_gradient = scaler_gradient = base_gradient = x.new_empty(0)
+    """The gradients of the sum over o, i of r[o,i] edge_l1[o,i]; (0,) if not needed.
+
+    Of x (N, I), spline_weight (O, I, M), spline_scaler (O, I) and base_weight (O, I).
+    """
+    edges = (spline_weight, spline_scaler, grid, base_weight, activation)
+    signs = edge_values(x, *edges).sign() * (r / x.shape[0])
+    of_x, of_spline_weight, of_spline_scaler, of_base_weight = (x.new_empty(0) for _ in range(4))
     if need_input:
-        x_gradient = (signs * edge_values(x, coef, scaler, grid, base_weight, activation, 1)).sum(2)
-    if need_coef or need_scaler:
-        bases = basis(x, grid, spline_order(coef.shape[1], grid.shape[1]))
-        gradient = torch.einsum("nim,nio->imo", bases, signs)
-        if need_coef:
-            coef_gradient = scaled(gradient, scaler)
-        if need_scaler:
-            scaler_gradient = (gradient * coef).sum(1)
-    if need_base:
-        base_gradient = (base_activation(x, activation).unsqueeze(-1) * signs).sum(0)
-    return x_gradient, coef_gradient, scaler_gradient, base_gradient
+        of_x = (signs * edge_values(x, *edges, derivative=1)).sum(1)
+    if need_spline_weight or need_spline_scaler:
+        bases = basis(x, grid, spline_order(spline_weight.shape[2], grid.shape[1]))
+        unscaled = torch.einsum("nim,noi->oim", bases, signs)
+        if need_spline_weight:
+            of_spline_weight = scaled(unscaled, spline_scaler)
+        if need_spline_scaler:
+            of_spline_scaler = (unscaled * spline_weight).sum(-1)
+    if need_base_weight:
+        of_base_weight = (base_activation(x, activation).unsqueeze(1) * signs).sum(0)
+    return of_x, of_spline_weight, of_spline_scaler, of_base_weight
 
 
 def basis_moments(x: Tensor, grid: Tensor, spline_order: int, activation: str) -> Tensor:

@@ -47,11 +47,6 @@ def own_part(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
 
 
-def contiguous(tensor: Tensor) -> Tensor:
-    """In memory as its shape says; every rank's part of a sharded one."""
-    return parts_as(local(tensor).contiguous(), tensor, 0, tensor.shape[0])
-
-
 def parts_as(part: Tensor, like: Tensor, dim: int, size: int) -> Tensor:
     """Every rank's part as a tensor sharded as `like`, but for the size of its dimension `dim`."""
     if not is_sharded(like):

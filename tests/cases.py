@@ -22,10 +22,10 @@ class Case:
     K: int = 3
     knots: str = "uniform"  # or "adaptive": a different random grid for every feature; "clamped": repeated end knots
     points: str = "mixed"  # inside the grid range, between it and the extended ends, outside, on knots; "inside"; "equal"
-    layout: str = "contiguous"  # or "strided": every tensor a view with gaps; "expanded": g has stride 0
+    layout: str = "contiguous"  # or "strided": every tensor a view with gaps; "expanded": g has stride 0; "in_first": see make
     base: str | None = "silu"
     weighted: bool = False  # a weight w per input value
-    scaled: bool = False  # a scaler per edge
+    scaled: bool = False  # a spline_scaler per edge
 
     def __str__(self) -> str:
         parts = [f"N{self.N}-I{self.I}-O{self.O}-G{self.G}-K{self.K}"]
@@ -45,10 +45,10 @@ class Tensors:
 
     x: Tensor  # (N, I)
     w: Tensor | None  # (N, I)
-    coef: Tensor  # (I, M, O)
-    scaler: Tensor | None  # (I, O)
+    spline_weight: Tensor  # (O, I, M)
+    spline_scaler: Tensor | None  # (O, I)
     grid: Tensor  # (I, G+2K+1)
-    base_weight: Tensor | None  # (I, O)
+    base_weight: Tensor | None  # (O, I)
     g: Tensor  # (N, O)
 
     def to(self, dtype: torch.dtype) -> "Tensors":
@@ -86,7 +86,10 @@ def make_points(case: Case, grid: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
-    """The case's tensors: drawn in float64 and rounded, so that every dtype sees the same problem."""
+    """The case's tensors: drawn in float64 and rounded, so that every dtype sees the same problem.
+
+    With the layout "in_first" the weights are pykan's: transposed views of contiguous (I, O, M) and (I, O) tensors.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -98,10 +101,10 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
     tensors = Tensors(
         x=x.to(dtype),
         w=normal(case.N, case.I).to(dtype) if case.weighted else None,
-        coef=normal(case.I, case.M, case.O).to(dtype),
-        scaler=normal(case.I, case.O).to(dtype) if case.scaled else None,
+        spline_weight=normal(case.O, case.I, case.M).to(dtype),
+        spline_scaler=normal(case.O, case.I).to(dtype) if case.scaled else None,
         grid=grid,
-        base_weight=normal(case.I, case.O).to(dtype) if case.base else None,
+        base_weight=normal(case.O, case.I).to(dtype) if case.base else None,
         g=normal(case.N, case.O).to(dtype),
     )
     if case.layout == "strided":
@@ -109,6 +112,10 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
     if case.layout == "expanded":
         tensors.g = tensors.g[:1, :1].expand(case.N, case.O) if case.N else tensors.g
         tensors.x = tensors.x[:, :1].expand(case.N, case.I)
+    if case.layout == "in_first":
+        for name in ("spline_weight", "spline_scaler", "base_weight"):
+            t = getattr(tensors, name)
+            setattr(tensors, name, None if t is None else t.transpose(0, 1).contiguous().transpose(0, 1))
     return tensors
 
 
@@ -153,6 +160,7 @@ CASES = [
     Case(129, 3, 5, knots="clamped"),
     Case(63, 7, 5, G=100),
     Case(63, 7, 5, G=100, knots="adaptive", weighted=True),
+    Case(500, 20, 20, G=100, K=5, points="inside"),
     Case(2100, 2, 8, G=40, knots="adaptive"),
     Case(2100, 2, 17, G=40, K=1, knots="adaptive"),
     Case(700, 2, 16, G=40, K=2, weighted=True, scaled=True),
@@ -161,6 +169,31 @@ CASES = [
     Case(4200, 1, 7, weighted=True),
     Case(63, 7, 17, base="identity", weighted=True),
     Case(63, 7, 17, base=None, weighted=True, scaled=True),
+    # Few rows, where the kernels change their way: sizes below, at and above every vector length.
+    Case(1, 1, 7, G=1, K=4, weighted=True),
+    Case(1, 64, 64, layout="strided", weighted=True, scaled=True),
+    Case(2, 129, 7, knots="adaptive", scaled=True),
+    Case(2, 7, 129, G=1, K=4, layout="strided", scaled=True),
+    Case(3, 33, 129, weighted=True, scaled=True),
+    Case(3, 129, 7, G=1, K=4, knots="adaptive", weighted=True, scaled=True),
+    Case(4, 33, 64, G=1, K=4, scaled=True),
+    Case(5, 64, 7, G=1, K=4, layout="strided", weighted=True, scaled=True),
+    Case(5, 33, 129, knots="adaptive", weighted=True),
+    # High degrees.
+    Case(1, 5, 32, K=7, scaled=True),
+    Case(1, 5, 31, K=7, knots="adaptive"),
+    Case(4, 5, 17, K=6, knots="adaptive", scaled=True),
+    Case(4, 5, 16, K=7, knots="adaptive", weighted=True, scaled=True),
+    Case(63, 3, 33, K=6, weighted=True, scaled=True),
+    Case(63, 3, 17, K=7, G=8, knots="adaptive", weighted=True, scaled=True),
+    Case(300, 3, 16, K=6),
+    Case(300, 3, 16, K=7, knots="adaptive"),
+    # Weights as pykan keeps them.
+    Case(1, 7, 33, layout="in_first", scaled=True),
+    Case(4, 33, 64, layout="in_first"),
+    Case(63, 7, 17, layout="in_first", K=2, knots="adaptive", weighted=True, scaled=True),
+    Case(129, 16, 48, layout="in_first", scaled=True),
+    Case(65, 3, 20, layout="in_first", G=4, K=6, weighted=True, scaled=True),
 ]
 
 # The shapes of the performance tables.

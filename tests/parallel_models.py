@@ -24,7 +24,7 @@ def mixed(seed=0, sizes=SIZES):
     kinds = [kk.KANLinear, kk.KANLinear, nn.Linear, nn.Linear, kk.KANLinear, kk.KANLinear]
     net = nn.Sequential(*(kind(*pair) for kind, pair in zip(kinds, pairwise(sizes), strict=True))).double()
     for layer in net[:2]:
-        layer.mask = (torch.rand(layer.in_features, layer.out_features) < 0.8).double()
+        layer.edge_mask = (torch.rand(layer.out_features, layer.in_features) < 0.8).double()
     return net
 
 

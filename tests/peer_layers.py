@@ -50,6 +50,79 @@ class KANLinear(nn.Module):
         raise AssertionError("the peer's own grid update was called")
 
 
+class WithoutUpdateGrid(nn.Module):
+    """A copy of which everything that a forward does not need was deleted."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        full = KANLinear(inputs, outputs)
+        for name in ("in_features", "spline_order", "grid_size", "base_activation", "enable_standalone_scale_spline"):
+            setattr(self, name, getattr(full, name))
+        self.register_buffer("grid", full.grid)
+        self.base_weight, self.spline_weight, self.spline_scaler = full.base_weight, full.spline_weight, full.spline_scaler
+
+    bases, out_features = KANLinear.bases, property(lambda self: self.base_weight.shape[0])
+    forward = KANLinear.forward
+
+
+class Rewritten(nn.Module):
+    """From a user's file: SiLU in the text, no flags, names of its own for the sizes, no scaler unless it is asked for."""
+
+    def __init__(self, input_dim, output_dim, num=4, k=2, scaled=False):
+        super().__init__()
+        full = KANLinear(input_dim, output_dim, num, k)
+        self.input_dim, self.output_dim, self.k = input_dim, output_dim, k
+        self.register_buffer("grid", full.grid)
+        self.base_weight, self.spline_weight = full.base_weight, full.spline_weight
+        if scaled:
+            self.spline_scaler = full.spline_scaler
+
+    def b_splines(self, x):
+        x, t = x.unsqueeze(-1), self.grid
+        values = ((x >= t[:, :-1]) & (x < t[:, 1:])).to(x.dtype)
+        for k in range(1, self.k + 1):
+            left = (x - t[:, : -(k + 1)]) / (t[:, k:-1] - t[:, : -(k + 1)]) * values[..., :-1]
+            values = left + (t[:, k + 1 :] - x) / (t[:, k + 1 :] - t[:, 1:(-k)]) * values[..., 1:]
+        return values
+
+    def forward(self, x):
+        assert x.shape[-1] == self.input_dim
+        weight = self.spline_weight
+        if hasattr(self, "spline_scaler"):
+            weight = weight * self.spline_scaler[..., None]
+        spline = self.b_splines(x.reshape(-1, self.input_dim)).flatten(1) @ weight.reshape(self.output_dim, -1).T
+        return spline.reshape(*x.shape[:-1], self.output_dim) + F.linear(self.activated(x), self.base_weight)
+
+    def activated(self, x):
+        return F.silu(x)
+
+
+class RewrittenWithoutActivation(Rewritten):
+    """Its base is linear."""
+
+    def activated(self, x):
+        return x
+
+
+class Grouped(nn.Module):
+    """A layer for grouped convolutions, whose tensors have a leading dimension, as the package convkan has it."""
+
+    def __init__(self, groups=2, inputs=3, outputs=2, grid_size=5, spline_order=3):
+        super().__init__()
+        self.in_features, self.out_features, self.groups = inputs, outputs, groups
+        self.grid_size, self.spline_order, self.grid_eps = grid_size, spline_order, 0.02
+        knots = torch.arange(-spline_order, grid_size + spline_order + 1) * (2 / grid_size) - 1
+        self.register_buffer("grid", knots.expand(groups, inputs, -1).contiguous())
+        self.base_weight = nn.Parameter(torch.randn(groups, outputs, inputs))
+        self.spline_weight = nn.Parameter(torch.randn(groups, outputs, inputs, grid_size + spline_order))
+        self.spline_scaler = nn.Parameter(torch.randn(groups, outputs, inputs))
+        self.enable_standalone_scale_spline = True
+        self.base_activation = nn.SiLU()
+
+    def forward(self, x):
+        return torch.bmm(self.base_activation(x), self.base_weight.transpose(1, 2))
+
+
 class KAN(nn.Module):
     """A stack of them, under efficient-kan's keys."""
 

@@ -66,7 +66,7 @@ def compiled():
 
 def mixed_precision():
     layer = kk.KANLinear(4, 4)
-    layer.mask = torch.eye(4)
+    layer.edge_mask = torch.eye(4)
     fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     assert layer(torch.randn(3, 4)).dtype is torch.bfloat16
 
@@ -74,7 +74,7 @@ def mixed_precision():
 def pruned_checkpoint():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     pruned = kk.KANLinear(4, 8)
-    pruned.mask = (torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    pruned.edge_mask = (torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     style = ColwiseKAN(output_layouts=Replicate())
     source = parallelize_module(pruned, mesh, style)
     other = parallelize_module(kk.KANLinear(4, 8), mesh, style)

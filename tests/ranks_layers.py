@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import kan_kernels as kk
 from kan_kernels.parallel import ColwiseKAN, RowwiseKAN
@@ -55,8 +56,7 @@ def whole_state_dicts(way):
     """Of one process's net: laid onto sharded ones, those made on the meta device too, and gathered again."""
     sizes = EVEN if way == "both" else SIZES  # torch shards by two dimensions only what divides
     for options in (FULL, OF_RANK_0):
-        # Contiguous: gloo broadcasts a tensor's memory, whatever its strides.
-        whole = {key: value.contiguous() for key, value in mixed(3, sizes).state_dict().items()}
+        whole = mixed(3, sizes).state_dict()
         net = SHARDED[way](mixed(4, sizes))
         given = whole if options is FULL or dist.get_rank() == 0 else {}
         set_model_state_dict(net, dict(given), options=options)
@@ -88,9 +88,27 @@ def whole_state_dicts(way):
         assert_same_parameters(other, alone, gradients=False)
 
 
+def whole_state_dicts_of_ddp():
+    """Loaded by torch's helpers, which look for a state_dict's names among the parameters'; frozen ones left out."""
+    whole = mixed(3).state_dict()
+    for options in (FULL, OF_RANK_0):
+        net = DistributedDataParallel(mixed(4))
+        given = whole if options is FULL or dist.get_rank() == 0 else {}
+        set_model_state_dict(net, dict(given), options=options)
+        assert_same_parameters(net.module, mixed(3), gradients=False)
+        assert list(get_model_state_dict(net, options=FULL)) == list(whole)
+    net = fully_sharded(mixed(3))
+    frozen = [name for name, parameter in net.named_parameters() if "spline_scaler" in name]
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    trained = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True))
+    assert frozen
+    assert set(trained) == set(whole) - set(frozen)
+
+
 def a_mask_for_a_layer_without():
     pruned = kk.KANLinear(4, 8)
-    pruned.mask = torch.ones(4, 8)
+    pruned.edge_mask = torch.ones(8, 4)
     layer = parallelize_module(kk.KANLinear(4, 8), mesh(), ColwiseKAN())
     with pytest.raises(RuntimeError, match="edge_mask: expected a DTensor for a sharded layer without a mask, got a tensor"):
         set_model_state_dict(layer, pruned.state_dict(), options=FULL)
@@ -126,7 +144,7 @@ def initial_values():
 def net_of(sizes=(3, 9, 5, 6, 1)):
     torch.manual_seed(7)
     net = kk.KAN(sizes).double()
-    net.layers[1].mask = (torch.rand(sizes[1:3]) < 0.8).double()
+    net.layers[1].edge_mask = (torch.rand(sizes[2], sizes[1]) < 0.8).double()
     return net
 
 
@@ -257,6 +275,7 @@ CHECKS = (
     | {f"norms, {plan}": lambda plan=plan: norms(plan) for plan in KAN_PLANS}
     | {f"grids, {plan}": lambda plan=plan: grids(plan) for plan in KAN_PLANS}
     | {
+        "whole state_dict, DDP": whole_state_dicts_of_ddp,
         "a mask for a layer without": a_mask_for_a_layer_without,
         "initial values": initial_values,
         "norms, fully_shard": norms_of_fully_sharded,

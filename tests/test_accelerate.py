@@ -9,9 +9,11 @@ import peer_layers
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kan_kernels as kk
 from kan_kernels import fallbacks
+from kan_kernels.interop import fused
 
 POINTS = torch.cat([torch.linspace(-2.5, 2.5, 61), torch.tensor([-1.0, 1.0])]).double()
 
@@ -124,10 +126,10 @@ def test_a_grid_update_keeps_the_function(scaled):
         layer.update_grid(x, margin=-1)
 
 
-def changed(forward):
+def changed(forward, inputs=3, outputs=2):
     """The layer as somebody's file has it who changed its forward."""
     methods = {name: value for name, value in vars(peer_layers.KANLinear).items() if name not in ("__dict__", "__weakref__")}
-    return type("Changed", (nn.Module,), methods | {"forward": forward})(3, 2)
+    return type("Changed", (nn.Module,), methods | {"forward": forward})(inputs, outputs)
 
 
 own_forward = peer_layers.KANLinear.forward
@@ -159,6 +161,12 @@ class ChebyKANLayer(nn.Module):
     def __init__(self):
         super().__init__()
         self.coefficients = nn.Parameter(torch.zeros(3, 2, 4))
+
+
+class SplineLayer(ChebyKANLayer):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("grid", torch.zeros(3, 9))
 
 
 def frozen_knots():
@@ -203,12 +211,60 @@ LEFT = {
     "a wrong degree": (lambda: renamed(spline_order=2), "the shapes do not fit"),
     "a missing scaler": (lambda: renamed(enable_standalone_scale_spline=False), "spline_scaler says otherwise"),
     "no grid_eps": (lambda: _without("grid_eps"), "it has no grid_eps"),
-    "no flag": (lambda: _without("enable_standalone_scale_spline"), "it has no enable_standalone_scale_spline"),
+    "no flag, which it reads": (
+        lambda: _without("enable_standalone_scale_spline"),
+        "its forward cannot be compared: AttributeError: .* no attribute 'enable_standalone_scale_spline'",
+    ),
+    "groups": (peer_layers.Grouped, r"its base_weight has shape \(2, 2, 3\), not 2 dimensions"),
+    "a flat spline_weight": (
+        lambda: _with_tensors(spline_weight=nn.Parameter(torch.zeros(2, 24))),
+        r"its spline_weight has shape \(2, 24\), not 3 dimensions",
+    ),
+    "one row of knots": (lambda: _with_tensors(grid=torch.arange(12.0)), r"its grid has shape \(12,\), not 2 dimensions"),
+    "too few knots": (lambda: _with_tensors(grid=torch.zeros(3, 4)), "the shapes do not fit"),
+    "no degree": (lambda: renamed(spline_order=None), "the shapes do not fit: .* spline_order = None"),
+    "a degree in words": (lambda: renamed(spline_order="3"), "the shapes do not fit: .* spline_order = '3'"),
+    "a lazy parameter": (
+        lambda: _with_tensors(spline_weight=nn.UninitializedParameter()),
+        "its spline_weight is not initialized yet",
+    ),
+    "the meta device": (lambda: peer_layers.KANLinear(3, 2).to("meta"), "on the meta device, without values"),
+    "integers": (
+        lambda: _with_tensors(spline_weight=nn.Parameter(torch.zeros(2, 3, 8, dtype=torch.int8), requires_grad=False)),
+        "its spline_weight is of torch.int8",
+    ),
+    "a trained grid": (lambda: _with_tensors(grid=nn.Parameter(peer_layers.KANLinear(3, 2).grid)), "its grid is trained"),
+    "an attribute that raises": (lambda: Raising(3, 2), "it cannot be examined: RuntimeError: no order today"),
+    "a gradient of its own": (
+        lambda: changed(lambda self, x: own_forward(self, x.detach() + 0 * x)),
+        "its forward computes something else",
+    ),
     "a function": (lambda: _with_a_function(), "its base_activation is no module"),
     "TorchScript": (lambda: torch.jit.trace(peer_layers.KANLinear(3, 2), torch.zeros(1, 3)), "compiled by TorchScript"),
     "fast-kan": (FastKANLayer, "radial basis functions are another family"),
-    "unknown": (ChebyKANLayer, "an unknown kind of KAN layer"),
+    "unknown": (SplineLayer, r"an unknown kind of KAN layer, which holds \['coefficients', 'grid'\]"),
 }
+
+
+class Raising(peer_layers.KANLinear):
+    @property
+    def spline_order(self):
+        raise RuntimeError("no order\ntoday")
+
+    @spline_order.setter
+    def spline_order(self, value):
+        pass
+
+
+def _with_tensors(**tensors):
+    layer = peer_layers.KANLinear(3, 2)
+    for name, tensor in tensors.items():
+        delattr(layer, name)
+        if isinstance(tensor, nn.Parameter):
+            layer.register_parameter(name, tensor)
+        else:
+            layer.register_buffer(name, tensor)
+    return layer
 
 
 def _without(name):
@@ -240,6 +296,180 @@ def test_look_alikes_are_left_alone_and_why_is_said(which, capsys, caplog):
     assert second == "second, KANLinear: on the kernels"
     assert any("accelerate left first" in message for message in caplog.messages)
     assert any(what.startswith("accelerate left first") for what in kk.info().fallbacks)
+
+
+def test_a_name_with_kan_in_it_is_no_reason(capsys):
+    kk.accelerate(ChebyKANLayer(), verbose=True)
+    assert capsys.readouterr().out == "no KAN layers in this model\n"
+
+
+def assert_accelerated(layer, x):
+    """It computes what it computed, copied and given back too."""
+    kind = type(layer)
+    before = numbers(layer, x)
+    assert kk.accelerate(layer) is layer
+    assert type(layer) is not kind
+    assert isinstance(layer, kind)
+    for same in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_same(numbers(same, x), before)
+    assert type(kk.restore(layer)) is kind
+    kk.accelerate(layer)
+
+
+def test_a_copy_without_update_grid_is_accelerated():
+    layer = peer_layers.WithoutUpdateGrid(3, 2).double()
+    assert_accelerated(layer, rows(3))
+    assert not hasattr(layer, "update_grid")
+    assert not hasattr(type(layer), "update_grid")
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 2), (7, 5)])
+@pytest.mark.parametrize("cls", [peer_layers.Rewritten, peer_layers.RewrittenWithoutActivation])
+def test_a_layer_rewritten_with_its_activation_in_the_text_is_accelerated(cls, sizes, scaled):
+    assert_accelerated(cls(*sizes, scaled=scaled).double(), rows(sizes[0]))
+
+
+class WithMethods(peer_layers.KANLinear):
+    """Adds what it needs."""
+
+    def frozen(self):
+        return self.requires_grad_(False)
+
+    def regularization(self):
+        return self.spline_weight.abs().mean()
+
+
+def test_a_subclass_that_only_adds_methods_is_accelerated():
+    layer = WithMethods(3, 2).double()
+    assert_accelerated(layer, rows(3))
+    assert layer.frozen().regularization() > 0
+
+
+@pytest.mark.parametrize("zero", [("spline_weight",), ("base_weight", "spline_weight", "spline_scaler")])
+def test_a_layer_that_starts_at_zero_is_accelerated(zero):
+    layer = peer_layers.KANLinear(3, 2).double()
+    with torch.no_grad():
+        for name in zero:
+            getattr(layer, name).zero_()
+    assert_accelerated(layer, rows(3))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 1), (1, 6), (40, 30)])
+def test_layers_of_any_width_are_accelerated(sizes):
+    assert_accelerated(peer_layers.KANLinear(*sizes).double(), rows(sizes[0]))
+
+
+def test_a_look_alike_is_found_out_by_a_copy_of_a_few_edges():
+    layers = [changed(lambda self, x: own_forward(self, x) + 1e-4), peer_layers.KANLinear(3, 2)]
+    wide = changed(lambda self, x: own_forward(self, x) + 1e-4, 40, 30)
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.zero_()
+    kk.accelerate(nn.ModuleList([*layers, wide]))
+    assert [type(layer).__name__ for layer in (*layers, wide)] == ["Changed", "FusedKANLinear", "Changed"]
+
+
+def test_knots_that_are_equal_in_one_of_many_features():
+    """efficient-kan's forward is NaN everywhere then, the fused one is not."""
+    layer = peer_layers.KANLinear(40, 3)
+    layer.grid[17] = 0.5
+    kk.accelerate(layer)
+    assert type(layer) is peer_layers.KANLinear
+
+
+def test_an_attribute_that_only_one_layer_has_is_looked_at():
+    """Two layers of a kind are compared once; another attribute makes another kind."""
+
+    def scaling(self, x):
+        return own_forward(self, x) * getattr(self, "factor", 1.0)
+
+    layers = nn.ModuleList([changed(scaling), changed(scaling)])
+    layers[1].__class__ = type(layers[0])
+    layers[1].factor = 2.0
+    kk.accelerate(layers)
+    assert [type(layer).__name__ for layer in layers] == ["FusedChanged", "Changed"]
+
+
+def test_all_or_nothing(monkeypatch):
+    """Whatever an exchange of classes raises, no class is exchanged."""
+    net = peer_layers.KAN([2, 3, 1])
+    exchange, calls = fused.fuse, []
+
+    def failing_at_the_second(module, mixin):
+        calls.append(module)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        exchange(module, mixin)
+
+    monkeypatch.setattr(fused, "fuse", failing_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        kk.accelerate(net)
+    assert len(calls) == 2
+    assert [type(layer) for layer in net.layers] == [peer_layers.KANLinear] * 2
+
+
+def test_knots_that_are_trained_later_have_gradients():
+    gradients = []
+    for layer in (peer_layers.KANLinear(3, 2).double(), kk.accelerate(peer_layers.KANLinear(3, 2).double())):
+        layer.grid.requires_grad_()
+        gradients.append(torch.autograd.grad(layer(rows(3)).sin().sum(), [layer.grid, layer.spline_weight]))
+    assert gradients[0][0].any()
+    assert_same(*gradients)
+    assert kk.info().fallbacks == {"a KANLinear runs its own forward": "its grid is trained"}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference", "autocast"],
+)
+def test_in_any_mode(mode):
+    layer = peer_layers.KANLinear(3, 2)
+    with mode():
+        kk.accelerate(layer)
+    assert type(layer) is not peer_layers.KANLinear
+
+
+def test_probing_leaves_the_module_as_it_is():
+    """Training modes, gradients, and lists that a forward adds to."""
+
+    def counting(self, x):
+        self.calls.append(len(x))
+        return own_forward(self, x)
+
+    layer = changed(counting)
+    layer.calls = []
+    layer.base_activation.train(False)
+    kk.accelerate(layer)
+    assert type(layer).__name__ == "FusedChanged"
+    assert (layer.calls, layer.training, layer.base_activation.training) == ([], True, False)
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+class Operations(TorchDispatchMode):
+    """How many operators were called, and the bytes of the largest result that is no view."""
+
+    count = largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += 1
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor) and not (result.is_inference() or function.is_view):
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+def test_accelerating_is_less_work_than_two_steps():
+    """In operators; and none makes anything of the size of the parameters."""
+    for widths in ([2, 5, 1], [100, 100, 100, 100, 1]):
+        net = peer_layers.KAN(widths)
+        with Operations() as of_a_step:
+            net(torch.zeros(10, widths[0])).sum().backward()
+        with Operations() as of_accelerating:
+            kk.accelerate(net)
+        assert of_accelerating.count < 2 * of_a_step.count
+    assert of_accelerating.largest <= net.layers[0].spline_weight.nbytes / 10
 
 
 class OwnUpdate(peer_layers.KANLinear):

@@ -11,8 +11,11 @@ from pathlib import Path
 import matplotlib
 import numpy
 import pytest
+import sympy
 import torch
 from allocations import Allocations
+from kan.compiler import kanpiler
+from kan.utils import get_derivative
 from pykan_models import NETWORKS, inputs, kan, network, symbolic
 from torch import nn
 
@@ -406,19 +409,16 @@ def _with(change):
 
 LEFT = {
     "an overridden forward": (lambda: Doubled([2, 3, 1], auto_save=False), "Doubled overrides the forward of MultKAN"),
-    "another layer": (
-        lambda: _with(lambda net: net.act_fun.__setitem__(1, StrangeLayer())),
-        "act_fun.1: its forward computes something else",
-    ),
-    "another parameter": (
-        lambda: _with(lambda net: setattr(net.act_fun[0], "shift", nn.Parameter(torch.zeros(1)))),
-        r"act_fun.0: it holds \['coef', 'grid', 'mask', 'scale_base', 'scale_sp', 'shift'\]",
-    ),
-    "trained knots": (lambda: _with(lambda net: net.act_fun[0].grid.requires_grad_()), "act_fun.0: its grid is trained"),
-    "no degree": (lambda: _with(lambda net: delattr(net.act_fun[0], "k")), "act_fun.0: it has no k"),
-    "a wrong degree": (lambda: _with(lambda net: setattr(net.act_fun[0], "k", 2)), "act_fun.0: the shapes do not fit"),
     "an older pykan's": (lambda: _with(lambda net: delattr(net, "input_id")), "it has no input_id"),
     "a wrong depth": (lambda: _with(lambda net: setattr(net, "depth", 1)), "2 layers and 2 of formulas for a depth of 1"),
+    "formulas of its own": (
+        lambda: _with(lambda net: setattr(net.symbolic_fun[1], "forward", torch.sin)),
+        "symbolic_fun.1: its forward was replaced on the instance",
+    ),
+    "a shape of its own": (
+        lambda: _with(lambda net: setattr(net, "width", None)),
+        "its forward cannot be compared: TypeError",
+    ),
 }
 
 
@@ -430,6 +430,167 @@ def test_look_alikes_are_left_alone(which, capsys):
     kk.accelerate(net, verbose=True)
     assert type(net) is kind
     assert re.search(reason, capsys.readouterr().out)
+    assert all(type(layer).__name__ == "FusedKANLayer" for layer in net.act_fun)  # they are pykan's by themselves
+
+
+LEFT_LAYERS = {
+    "another layer": (lambda net: net.act_fun.__setitem__(1, StrangeLayer()), "act_fun.1, StrangeLayer", "something else"),
+    "another parameter": (
+        lambda net: setattr(net.act_fun[0], "shift", nn.Parameter(torch.zeros(1))),
+        "act_fun.0, KANLayer",
+        r"it holds \['coef', 'grid', 'mask', 'scale_base', 'scale_sp', 'shift'\]",
+    ),
+    "trained knots": (lambda net: net.act_fun[0].grid.requires_grad_(), "act_fun.0, KANLayer", "its grid is trained"),
+    "no grid_eps": (lambda net: delattr(net.act_fun[0], "grid_eps"), "act_fun.0, KANLayer", "it has no grid_eps"),
+    "no degree": (lambda net: delattr(net.act_fun[0], "k"), "act_fun.0, KANLayer", "it has no k"),
+    "a wrong degree": (lambda net: setattr(net.act_fun[0], "k", 2), "act_fun.0, KANLayer", "the shapes do not fit"),
+    "a degree in words": (lambda net: setattr(net.act_fun[0], "k", "3"), "act_fun.0, KANLayer", "the shapes do not fit"),
+    "a flat coef": (
+        lambda net: setattr(net.act_fun[0], "coef", nn.Parameter(torch.zeros(15, 8))),
+        "act_fun.0, KANLayer",
+        r"its coef has shape \(15, 8\), not 3 dimensions",
+    ),
+    "lazy coef": (
+        lambda net: setattr(net.act_fun[1], "coef", nn.UninitializedParameter()),
+        "act_fun.1, KANLayer",
+        "its coef is not initialized yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", LEFT_LAYERS)
+def test_a_network_with_a_strange_layer_runs_the_others_on_the_kernels(which, capsys):
+    change, name, reason = LEFT_LAYERS[which]
+    theirs, ours = _with(change), _with(change)
+    place = int(name[8])
+    kind = type(ours.act_fun[place])
+    kk.accelerate(ours, verbose=True)
+    assert re.search(f"{name}: left, not pykan's KANLayer: .*{reason}", capsys.readouterr().out)
+    assert type(ours).__name__ == "FusedMultKAN"
+    assert type(ours.act_fun[place]) is kind
+    assert type(ours.act_fun[1 - place]).__name__ == "FusedKANLayer"
+    if which in ("another layer", "another parameter", "trained knots", "no grid_eps"):  # the others do not run at all
+        values = []
+        for net in (ours, theirs):
+            y = net(inputs(net))
+            norms = sum(n.sum() for n in net.acts_scale_spline) + sum(n.square().sum() for n in net.edge_actscale)
+            leaves = [p for p in net.parameters() if p.requires_grad]
+            values.append([y, *torch.autograd.grad(y.sin().sum() + norms, leaves, materialize_grads=True, allow_unused=True)])
+        for value, expected in zip(*values, strict=True):
+            assert_same(value, expected, 1e-8)
+        assert_same_records(ours, theirs)
+    kk.restore(ours)
+    assert type(ours) is kan.MultKAN
+    assert type(ours.act_fun[place]) is kind
+
+
+def zeroed(net):
+    with torch.no_grad():
+        for layer in net.act_fun:
+            for parameter in (layer.coef, layer.scale_base, layer.scale_sp):
+                parameter.zero_()
+    return net
+
+
+def without_splines(net):
+    """Every edge of the first layer has a formula, every one of the second is masked."""
+    for i in range(3):
+        for o in range(5):
+            net.fix_symbolic(0, i, o, "sin", fit_params_bool=False, verbose=False, log_history=False)
+    net.act_fun[1].mask.data.zero_()
+    return net
+
+
+def compiled():
+    """The tutorial's."""
+    a, b = sympy.symbols("a b")
+    return quietly(kanpiler, [a, b], sympy.exp(sympy.sin(sympy.pi * a) + b**2), grid=3)
+
+
+def reloaded():
+    """After auto_symbolic, from a checkpoint."""
+    net = quietly(network, (2, 1, 1))
+    net(inputs(net))
+    quietly(net.auto_symbolic, lib=["x", "sin"], verbose=0)
+    net.saveckpt("mark")
+    return kan.KAN.loadckpt("mark")
+
+
+WITHOUT_SPLINES = {
+    "zeros": lambda: zeroed(network()),
+    "formulas and masks": lambda: without_splines(network()),
+    "kanpiler": compiled,
+    "reloaded after auto_symbolic": reloaded,
+    "masked entirely": lambda: _with(lambda net: [layer.mask.data.zero_() for layer in net.act_fun]),
+}
+
+
+@pytest.mark.parametrize("which", WITHOUT_SPLINES)
+def test_networks_without_active_splines_are_accelerated(which):
+    theirs, ours = WITHOUT_SPLINES[which](), kk.accelerate(WITHOUT_SPLINES[which]())
+    assert is_fused(ours)
+    x = inputs(ours).sigmoid()
+    assert_same(ours(x), theirs(x))
+    assert_same_records(ours, theirs)
+
+
+class OfAUser(nn.Module):
+    """pykan's layer in a network of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = kan.KANLayer(3, 6, num=4, k=2)
+        self.head = kan.KANLayer(6, 1, base_fun=nn.Tanh(), sparse_init=False)
+
+    def forward(self, x):
+        hidden, _, postacts, _ = self.encoder(x)
+        return self.head(hidden)[0], postacts
+
+
+def test_a_layer_of_pykans_in_another_module_is_accelerated():
+    torch.manual_seed(0)
+    theirs = OfAUser()
+    ours = kk.accelerate(copy.deepcopy(theirs))
+    assert type(ours.encoder).__name__ == type(ours.head).__name__ == "FusedKANLayer"
+    x = torch.randn(63, 3)
+    values = []
+    for net in (ours, theirs):
+        points = x.clone().requires_grad_()
+        y, postacts = net(points)
+        loss = y.sin().sum() + postacts.abs().mean() + net.encoder(points)[3].square().sum()
+        values.append([y, postacts, *net.encoder(points), *torch.autograd.grad(loss, [points, net.encoder.coef])])
+    for value, expected in zip(*values, strict=True):
+        assert_same(value, expected)
+    assert_same(ours.encoder.get_subset([0, 2], [1])(x[:, :2])[0], theirs.encoder.get_subset([0, 2], [1])(x[:, :2])[0])
+    with pytest.raises(ValueError, match=r"x: expected two dimensions \(N, I\), got shape \(4, 5, 3\)"):
+        ours.encoder(torch.zeros(4, 5, 3))
+    kk.restore(ours)
+    assert type(ours.encoder) is kan.KANLayer
+
+
+@pytest.mark.parametrize("derivative", ["jacobian", "hessian"])
+def test_derivatives_with_respect_to_knots_and_masks(derivative):
+    """pykan's get_derivative is of all parameters, frozen ones included."""
+    found = []
+    for net in pair(lambda: symbolic(network((2, 2, 1), grid=2, k=2))):
+        x = inputs(net, 20)
+        net(x)
+        found.append(get_derivative(net, x, x[:, :1], derivative))
+    knots = found[0].flatten()[16:30]
+    assert knots.isfinite().all()
+    assert knots.any()
+    assert_same(found[1], found[0], 1e-8)
+
+
+def test_a_subclass_of_a_layer_with_methods_of_its_own_is_accelerated():
+    class WithMethods(kan.KANLayer):
+        def smoothness(self):
+            return self.coef.diff(dim=2).square().sum()
+
+    layer = kk.accelerate(WithMethods(3, 2))
+    assert isinstance(layer, WithMethods)
+    assert type(layer) is not WithMethods
+    assert layer.smoothness() > 0
 
 
 def test_a_users_override_stays_the_users():

@@ -29,7 +29,7 @@ def test_use_backend_switches_and_restores():
     assert ops.backend() == os.environ.get("KAN_KERNELS_BACKEND", "auto")
     with kk.use_backend("reference"):
         assert ops.backend() == "reference"
-        assert torch.equal(kk.kan_linear(t.x, t.coef, t.grid), reference.kan_linear(t.x, t.coef, t.grid))
+        assert torch.equal(kk.kan_linear(t.x, t.spline_weight, t.grid), reference.kan_linear(t.x, t.spline_weight, t.grid))
         with kk.use_backend("cpp"):
             assert ops.backend() == "cpp"
         assert ops.backend() == "reference"
@@ -105,7 +105,7 @@ import torch, kan_kernels as kk
 from kan_kernels import ops, reference
 assert "triton" not in sys.modules
 layer, x = kk.KANLinear(3, 2), torch.rand(4, 3)
-arguments = (x, None, layer.coef.detach(), None, layer.grid, None, "silu", 0)
+arguments = (x, None, layer.spline_weight.detach(), None, layer.grid, None, "silu", 0)
 assert torch.equal(ops._launch("spline_forward", *arguments), reference.spline_forward(*arguments))
 print(kk.info())
 """

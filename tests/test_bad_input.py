@@ -13,17 +13,17 @@ def good():
     knots = torch.linspace(-2, 2, G + 2 * K + 1)
     return {
         "x": torch.zeros(4, I),
-        "coef": torch.zeros(I, G + K, O),
+        "spline_weight": torch.zeros(O, I, G + K),
         "grid": knots.expand(I, -1).contiguous(),
-        "base_weight": torch.zeros(I, O),
-        "scaler": torch.ones(I, O),
+        "base_weight": torch.zeros(O, I),
+        "spline_scaler": torch.ones(O, I),
     }
 
 
 def call(**changed):
     values = good() | changed
-    x, coef, grid = values.pop("x"), values.pop("coef"), values.pop("grid")
-    return kk.kan_linear(x, coef, grid, values.pop("base_weight"), **values)
+    x, spline_weight, grid = values.pop("x"), values.pop("spline_weight"), values.pop("grid")
+    return kk.kan_linear(x, spline_weight, grid, values.pop("base_weight"), **values)
 
 
 def ragged():
@@ -43,25 +43,50 @@ TENSORS = [
         "x",
         torch.zeros(4, I, dtype=torch.float64),
         TypeError,
-        "coef: expected the dtype of x, torch.float64, got torch.float32",
+        "spline_weight: expected the dtype of x, torch.float64, got torch.float32",
     ),
-    ("x", torch.zeros(4, I, device="meta"), ValueError, "coef: expected the device of x, meta, got cpu"),
-    ("coef", "coef", TypeError, "coef: expected a torch.Tensor, got str"),
-    ("coef", torch.zeros(I, O), ValueError, r"coef: expected 3 dimensions \(I, M, O\), got shape \(3, 2\)"),
-    ("coef", torch.zeros(I, G + K, O, dtype=torch.int32), TypeError, "coef: expected a floating-point dtype"),
-    ("coef", torch.zeros(I, G + K, O, dtype=torch.float64), TypeError, "coef: expected the dtype of x, torch.float32"),
-    ("coef", torch.zeros(I, G + K, O, device="meta"), ValueError, "coef: expected the device of x, cpu, got meta"),
-    ("coef", torch.zeros(I, G + K, 0), ValueError, "coef: expected at least one feature and one output"),
-    ("coef", torch.zeros(I, 30, O), ValueError, "grid: expected .* 30 bases of coef .* 12 knots, which would mean K = -19"),
+    ("x", torch.zeros(4, I, device="meta"), ValueError, "spline_weight: expected the device of x, meta, got cpu"),
+    ("spline_weight", "spline_weight", TypeError, "spline_weight: expected a torch.Tensor, got str"),
+    ("spline_weight", torch.zeros(O, I), ValueError, r"spline_weight: expected 3 dimensions \(O, I, M\), got shape \(2, 3\)"),
     (
-        "coef",
-        torch.zeros(I, 2, O),
+        "spline_weight",
+        torch.zeros(O, I, G + K, dtype=torch.int32),
+        TypeError,
+        "spline_weight: expected a floating-point dtype",
+    ),
+    (
+        "spline_weight",
+        torch.zeros(O, I, G + K, dtype=torch.float64),
+        TypeError,
+        "spline_weight: expected the dtype of x, torch.float32",
+    ),
+    (
+        "spline_weight",
+        torch.zeros(O, I, G + K, device="meta"),
         ValueError,
-        "grid: expected .* 2 bases of coef .* 12 knots, which would mean K = 9 and G = -7",
+        "spline_weight: expected the device of x, cpu, got meta",
+    ),
+    ("spline_weight", torch.zeros(0, I, G + K), ValueError, "spline_weight: expected at least one feature and one output"),
+    (
+        "spline_weight",
+        torch.zeros(O, I, 30),
+        ValueError,
+        "grid: expected .* 30 bases of spline_weight .* 12 knots, which would mean K = -19",
+    ),
+    (
+        "spline_weight",
+        torch.zeros(O, I, 2),
+        ValueError,
+        "grid: expected .* 2 bases of spline_weight .* 12 knots, which would mean K = 9 and G = -7",
     ),
     ("grid", 5, TypeError, "grid: expected a torch.Tensor, got int"),
     ("grid", torch.zeros(12), ValueError, r"grid: expected 2 dimensions \(I, G\+2K\+1\), got shape \(12,\)"),
-    ("grid", torch.zeros(I + 1, 12), ValueError, r"grid: expected 3 rows, one per feature of coef, got shape \(4, 12\)"),
+    (
+        "grid",
+        torch.zeros(I + 1, 12),
+        ValueError,
+        r"grid: expected 3 rows, one per feature of spline_weight, got shape \(4, 12\)",
+    ),
     ("grid", torch.zeros(I, 12, dtype=torch.int64), TypeError, "grid: expected a floating-point dtype"),
     (
         "grid",
@@ -72,15 +97,15 @@ TENSORS = [
     ("grid", torch.zeros(I, 12, device="meta"), ValueError, "grid: expected the device of x, cpu, got meta"),
     ("grid", torch.zeros(I, 8), ValueError, "grid: expected G.2K.1 knots .* got 8 knots, which would mean K = -1"),
     ("base_weight", 1.0, TypeError, "base_weight: expected a torch.Tensor, got float"),
-    ("base_weight", torch.zeros(O, I), ValueError, r"base_weight: expected shape \(I, O\) = \(3, 2\), got \(2, 3\)"),
-    ("base_weight", torch.zeros(I), ValueError, r"base_weight: expected shape \(I, O\) = \(3, 2\), got \(3,\)"),
-    ("base_weight", torch.zeros(I, O, dtype=torch.bool), TypeError, "base_weight: expected a floating-point dtype"),
-    ("base_weight", torch.zeros(I, O).double(), TypeError, "base_weight: expected the dtype of x, torch.float32"),
-    ("base_weight", torch.zeros(I, O, device="meta"), ValueError, "base_weight: expected the device of x, cpu, got meta"),
-    ("scaler", 1.0, TypeError, "scaler: expected a torch.Tensor, got float"),
-    ("scaler", torch.zeros(O, I), ValueError, r"scaler: expected shape \(I, O\) = \(3, 2\), got \(2, 3\)"),
-    ("scaler", torch.zeros(I, O).double(), TypeError, "scaler: expected the dtype of x, torch.float32"),
-    ("scaler", torch.zeros(I, O, device="meta"), ValueError, "scaler: expected the device of x, cpu, got meta"),
+    ("base_weight", torch.zeros(I, O), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3, 2\)"),
+    ("base_weight", torch.zeros(I), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3,\)"),
+    ("base_weight", torch.zeros(O, I, dtype=torch.bool), TypeError, "base_weight: expected a floating-point dtype"),
+    ("base_weight", torch.zeros(O, I).double(), TypeError, "base_weight: expected the dtype of x, torch.float32"),
+    ("base_weight", torch.zeros(O, I, device="meta"), ValueError, "base_weight: expected the device of x, cpu, got meta"),
+    ("spline_scaler", 1.0, TypeError, "spline_scaler: expected a torch.Tensor, got float"),
+    ("spline_scaler", torch.zeros(I, O), ValueError, r"spline_scaler: expected shape \(O, I\) = \(2, 3\), got \(3, 2\)"),
+    ("spline_scaler", torch.zeros(O, I).double(), TypeError, "spline_scaler: expected the dtype of x, torch.float32"),
+    ("spline_scaler", torch.zeros(O, I, device="meta"), ValueError, "spline_scaler: expected the device of x, cpu, got meta"),
     (
         "base_activation",
         "relu",
@@ -157,7 +182,7 @@ def test_module_input():
     layer = kk.KANLinear(3, 2)
     with pytest.raises(ValueError, match=r"x: expected 3 features .* got shape \(4, 5\)"):
         layer(torch.zeros(4, 5))
-    with pytest.raises(TypeError, match=r"coef: expected the dtype of x, torch\.float64"):
+    with pytest.raises(TypeError, match=r"spline_weight: expected the dtype of x, torch\.float64"):
         layer(torch.zeros(4, 3, dtype=torch.float64))
 
 

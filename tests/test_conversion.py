@@ -51,7 +51,7 @@ def test_pykans_checkpoint():
     theirs = masked(network())
     ours = kk.KAN.from_pykan(theirs.state_dict())
     assert_same_state(ours, kk.KAN.from_pykan(theirs))
-    assert ours.layers[0].mask[0, 0] == 0
+    assert ours.layers[0].edge_mask[0, 0] == 0
     identity = network(base_fun="identity")
     x = inputs(identity)
     torch.testing.assert_close(kk.KAN.from_pykan(identity.state_dict(), nn.Identity)(x), identity(x))
@@ -68,7 +68,7 @@ def test_no_base():
     theirs = network(base_fun="zero")
     x = inputs(theirs)
     ours = kk.KAN.from_pykan(theirs)
-    assert ours.layers[0].base_coef is None
+    assert ours.layers[0].base_weight is None
     torch.testing.assert_close(ours(x), theirs(x))
     back = ours.to_pykan()
     torch.testing.assert_close(back(x), theirs(x))
@@ -82,7 +82,7 @@ def test_no_base():
 )
 def test_ours_there_and_back(options):
     ours = kk.KAN([3, 4, 2], grid_size=7, spline_order=2, grid_eps=0.5, **options)
-    ours.layers[0].coef.requires_grad_(False)
+    ours.layers[0].spline_weight.requires_grad_(False)
     x = torch.randn(63, 3)
     theirs = ours.to_pykan()
     torch.testing.assert_close(theirs(x), ours(x))
@@ -124,7 +124,7 @@ def test_efficient_kans_weights_there_and_back(source, scaled):
         assert torch.equal(ours.state_dict()[name], value), name
     theirs.load_state_dict(ours.state_dict())
     if isinstance(source(theirs), nn.Module):
-        assert not ours.layers[0].base_coef.requires_grad
+        assert not ours.layers[0].base_weight.requires_grad
 
 
 def test_efficient_kans_activation():
@@ -168,6 +168,18 @@ REFUSED_OF_PYKAN = {
         r"expected grid \(I, G\+2K\+1\) for coef \(I, O, G\+K\), got \(3, 4\) for \(3, 5, 8\)",
     ),
 }
+
+
+@pytest.mark.parametrize("as_state", [False, True], ids=["model", "state_dict"])
+def test_an_older_pykans_state_is_refused_by_name(as_state):
+    """Up to 0.0.5 a row for every edge, of coefficients, knots, mask and scales."""
+    net = network((3, 5))
+    layer = net.act_fun[0]
+    for name, shape in {"coef": (15, 8), "grid": (15, 6), "mask": (15,), "scale_base": (15,), "scale_sp": (15,)}.items():
+        setattr(layer, name, nn.Parameter(torch.ones(shape)))
+    message = r"expected act_fun.0.coef \(I, O, G\+K\) of pykan 0.2.8, got shape \(15, 8\), which is \(I \* O, G\+K\) in"
+    with pytest.raises(ValueError, match=message):
+        kk.KAN.from_pykan(net.state_dict() if as_state else net)
 
 
 def _scaled(net):

@@ -11,16 +11,16 @@ from kan_kernels import fallbacks, reference_norms
 
 
 def dense(t, ord, activation="silu"):
-    values = reference_norms.edge_values(t.x, t.coef, t.scaler, t.grid, t.base_weight, activation)
-    return (values.abs().mean(0) if ord == "l1" else values.std(0)).t()
+    values = reference_norms.edge_values(t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, activation)
+    return values.abs().mean(0) if ord == "l1" else values.std(0)
 
 
 def problem(case, dtype=torch.float64, seed=0):
     t = make(case, dtype, seed)
-    for name in ("x", "coef", "scaler", "base_weight"):
+    for name in ("x", "spline_weight", "spline_scaler", "base_weight"):
         if getattr(t, name) is not None:
             getattr(t, name).requires_grad_()
-    leaves = [v for k, v in vars(t).items() if k in ("x", "coef", "scaler", "base_weight") and v is not None]
+    leaves = [v for k, v in vars(t).items() if k in ("x", "spline_weight", "spline_scaler", "base_weight") and v is not None]
     return t, leaves
 
 
@@ -38,7 +38,9 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(case, ord):
     t, leaves = problem(case)
-    norms = kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord, base_activation=case.base, scaler=t.scaler)
+    norms = kk.edge_norms(
+        t.x, t.spline_weight, t.grid, t.base_weight, ord, base_activation=case.base, spline_scaler=t.spline_scaler
+    )
     expected = dense(t, ord, case.base or "silu")
     assert norms.shape == (case.O, case.I)
     torch.testing.assert_close(norms, expected, rtol=1e-10, atol=1e-12)
@@ -56,7 +58,7 @@ def test_second_derivatives_run_on_the_reference_and_say_so(ord):
         gradients = torch.autograd.grad(norms.sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
 
-    ours = squares(kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord, scaler=t.scaler))
+    ours = squares(kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, ord, spline_scaler=t.spline_scaler))
     for value, truth in zip(ours, squares(dense(t, ord)), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-7, atol=1e-9)
     assert "second derivatives and tangents of edge norms run on the reference" in fallbacks.noted()
@@ -66,13 +68,13 @@ def test_any_leading_dimensions_and_a_module_as_activation():
     t, _ = problem(Case(63, 3, 5))
     leading = t.x.view(7, 3, 3, 3)
     for ord in ("l1", "std"):
-        torch.testing.assert_close(kk.edge_norms(leading, t.coef, t.grid, t.base_weight, ord), dense(t, ord))
-        tanh = kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, ord, base_activation=torch.tanh)
-        values = reference_norms.edge_values(t.x, t.coef, None, t.grid, None, "silu")
-        values = values + torch.tanh(t.x).unsqueeze(-1) * t.base_weight
-        torch.testing.assert_close(tanh, (values.abs().mean(0) if ord == "l1" else values.std(0)).t())
+        torch.testing.assert_close(kk.edge_norms(leading, t.spline_weight, t.grid, t.base_weight, ord), dense(t, ord))
+        tanh = kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, ord, base_activation=torch.tanh)
+        values = reference_norms.edge_values(t.x, t.spline_weight, None, t.grid, None, "silu")
+        values = values + torch.tanh(t.x).unsqueeze(1) * t.base_weight
+        torch.testing.assert_close(tanh, values.abs().mean(0) if ord == "l1" else values.std(0))
     with kk.use_backend("reference"):
-        torch.testing.assert_close(kk.edge_norms(t.x, t.coef, t.grid, t.base_weight), dense(t, "l1"))
+        torch.testing.assert_close(kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight), dense(t, "l1"))
 
 
 def test_a_spread_small_beside_the_mean_is_not_cancelled():
@@ -80,19 +82,21 @@ def test_a_spread_small_beside_the_mean_is_not_cancelled():
     layer = kk.KANLinear(3, 5, base_activation=None, enable_standalone_scale_spline=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        layer.coef.copy_(1000 + 0.02 * torch.rand(layer.coef.shape, generator=generator))
+        layer.spline_weight.copy_(1000 + 0.02 * torch.rand(layer.spline_weight.shape, generator=generator))
     x = torch.rand(4096, 3, generator=generator) * 2 - 1
-    exact = reference_norms.edge_values(x.double(), layer.coef.double(), None, layer.grid.double(), None, "silu").std(0).t()
+    exact = reference_norms.edge_values(x.double(), layer.spline_weight.double(), None, layer.grid.double(), None, "silu").std(
+        0
+    )
     torch.testing.assert_close(layer.edge_norms(x, "std").double(), exact, rtol=1e-5, atol=0)
 
 
 def test_a_dead_or_constant_edge_has_no_spread_and_finite_gradients():
     layer = kk.KANLinear(2, 3, dtype=torch.float64)
     with torch.no_grad():
-        layer.coef[0, :, 1] = 0
-        layer.base_coef[0, 1] = 0
-        layer.coef[1, :, 2] = 3.0
-        layer.base_coef[1, 2] = 0
+        layer.spline_weight[1, 0] = 0
+        layer.base_weight[1, 0] = 0
+        layer.spline_weight[2, 1] = 3.0
+        layer.base_weight[2, 1] = 0
     x = (torch.rand(65, 2, dtype=torch.float64) * 2 - 1).requires_grad_()
     for ord in ("l1", "std"):
         norms = layer.edge_norms(x, ord)
@@ -124,11 +128,17 @@ BAD = [
 @pytest.mark.parametrize(("changed", "error", "message"), BAD)
 def test_bad_input(changed, error, message):
     layer = kk.KANLinear(3, 2)
-    values = {"x": torch.zeros(4, 3), "coef": layer.coef, "grid": layer.grid, "base_weight": layer.base_coef, "ord": "l1"}
+    values = {
+        "x": torch.zeros(4, 3),
+        "spline_weight": layer.spline_weight,
+        "grid": layer.grid,
+        "base_weight": layer.base_weight,
+        "ord": "l1",
+    }
     values |= changed
-    x, coef, grid, base_weight = (values.pop(name) for name in ("x", "coef", "grid", "base_weight"))
+    x, spline_weight, grid, base_weight = (values.pop(name) for name in ("x", "spline_weight", "grid", "base_weight"))
     with pytest.raises(error, match=message):
-        kk.edge_norms(x, coef, grid, base_weight, **values)
+        kk.edge_norms(x, spline_weight, grid, base_weight, **values)
 
 
 def test_layers_norms_are_those_of_its_edges():
@@ -144,10 +154,10 @@ def test_layers_norms_are_those_of_its_edges():
 
 
 def test_a_tensor_that_is_two_arguments():
-    x, coef = torch.rand(63, 3, dtype=torch.float64), torch.randn(3, 8, 2, dtype=torch.float64)
+    x, spline_weight = torch.rand(63, 3, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
     grid = kk.KANLinear(3, 2, dtype=torch.float64).grid
-    w = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    norms = kk.edge_norms(x, coef, grid, w, "std", scaler=w)
+    w = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    norms = kk.edge_norms(x, spline_weight, grid, w, "std", spline_scaler=w)
     (once,) = torch.autograd.grad(norms.sum(), w, retain_graph=True)
     (again,) = torch.autograd.grad(norms.sum(), w, create_graph=True)
     torch.testing.assert_close(again, once)

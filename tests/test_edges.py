@@ -33,21 +33,21 @@ def magnitudes(t: Tensors) -> Tensors:
 
 
 def arguments(t: Tensors, case: Case):
-    return t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu"
+    return t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu"
 
 
 def away_from_zero(t: Tensors, case: Case, seed: int) -> Tensors:
     """The same problem with edges of one sign each where they are not exactly 0: another rounding is no other sign."""
     generator = torch.Generator().manual_seed(seed)
-    side = torch.randint(0, 2, (case.I, case.O), generator=generator) * 2.0 - 1
-    t.coef = (t.coef / 8 + 2 * side.unsqueeze(1)).to(t.coef.dtype)
-    if t.scaler is not None:
-        t.scaler = t.scaler.abs() + 0.5
+    side = torch.randint(0, 2, (case.O, case.I), generator=generator) * 2.0 - 1
+    t.spline_weight = (t.spline_weight / 8 + 2 * side.unsqueeze(-1)).to(t.spline_weight.dtype)
+    if t.spline_scaler is not None:
+        t.spline_scaler = t.spline_scaler.abs() + 0.5
     if t.base_weight is not None:
         t.base_weight = t.base_weight / 8
     # Inputs are rounded already: moving some to places that are rounded too leaves the dtype's own problem.
     values = reference_norms.edge_values(*arguments(t.to(torch.float64), case))
-    near = ((values.abs() < 0.1) & (values != 0)).any(2)
+    near = ((values.abs() < 0.1) & (values != 0)).any(1)
     inside = (torch.rand(t.x.shape, generator=generator) * 1.8 - 0.9).to(torch.bfloat16).to(t.x.dtype)
     t.x = torch.where(near, inside, t.x)
     return t
@@ -59,8 +59,8 @@ def edge_l1(module, t: Tensors, case: Case):
 
 def edge_l1_backward(module, t: Tensors, case: Case):
     generator = torch.Generator().manual_seed(case.N)
-    r = torch.rand(case.I, case.O, generator=generator).to(t.x.dtype)
-    needs = True, True, t.scaler is not None, t.base_weight is not None
+    r = torch.rand(case.O, case.I, generator=generator).to(t.x.dtype)
+    needs = True, True, t.spline_scaler is not None, t.base_weight is not None
     return tuple(g for g in module.edge_l1_backward(*arguments(t, case), r, *needs) if g.numel())
 
 
@@ -110,9 +110,9 @@ def test_moments_are_of_double_accuracy(instruction_set, case, dtype):
 
 def std_gradients(module, t: Tensors, case: Case, moments: torch.Tensor):
     generator = torch.Generator().manual_seed(case.N)
-    r = torch.rand(case.I, case.O, generator=generator).to(t.x.dtype)
-    edges = (moments, t.coef, t.scaler, t.base_weight, case.N)
-    needs = True, True, t.scaler is not None, t.base_weight is not None
+    r = torch.rand(case.O, case.I, generator=generator).to(t.x.dtype)
+    edges = (moments, t.spline_weight, t.spline_scaler, t.base_weight, case.N)
+    needs = True, True, t.spline_scaler is not None, t.base_weight is not None
     return module.edge_std(*edges), *(g for g in module.edge_std_backward(*edges, r, *needs) if g.numel())
 
 
@@ -128,10 +128,12 @@ def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
         assert value.dtype is expected.dtype
         torch.testing.assert_close(value, expected, rtol=eps, atol=eps * expected.abs().max().item())
     exact = t.to(torch.float64)
-    leaves = [leaf.requires_grad_() for leaf in (exact.coef, exact.scaler, exact.base_weight) if leaf is not None]
+    leaves = [
+        leaf.requires_grad_() for leaf in (exact.spline_weight, exact.spline_scaler, exact.base_weight) if leaf is not None
+    ]
     spread = reference_norms.edge_values(*arguments(exact, case)).std(0)
     generator = torch.Generator().manual_seed(case.N)
-    r = torch.rand(case.I, case.O, generator=generator).to(dtype).double()
+    r = torch.rand(case.O, case.I, generator=generator).to(dtype).double()
     dense = (spread.detach(), *torch.autograd.grad(spread, leaves, r))
     for value, expected in zip((ours[0], *ours[2:]), dense, strict=True):
         torch.testing.assert_close(value.double(), expected, rtol=4 * eps, atol=4 * eps * expected.abs().max().item())
@@ -141,12 +143,12 @@ def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
 def test_only_what_is_needed(needed):
     case = Case(129, 7, 33, scaled=True)
     t = make(case, torch.float32)
-    r = torch.ones(case.I, case.O)
+    r = torch.ones(case.O, case.I)
     everything = ops.edge_l1_backward(*arguments(t, case), r, True, True, True, True)
     one = ops.edge_l1_backward(*arguments(t, case), r, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
         assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
-    edges = (ops.basis_moments(t.x, t.grid, case.K, "silu"), t.coef, t.scaler, t.base_weight, case.N, r)
+    edges = (ops.basis_moments(t.x, t.grid, case.K, "silu"), t.spline_weight, t.spline_scaler, t.base_weight, case.N, r)
     everything = ops.edge_std_backward(*edges, True, True, True, True)
     one = ops.edge_std_backward(*edges, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
@@ -156,9 +158,9 @@ def test_only_what_is_needed(needed):
 def test_opcheck():
     case = Case(7, 3, 5, scaled=True)
     t = make(case, torch.float64)
-    r = torch.ones(case.I, case.O, dtype=torch.float64)
+    r = torch.ones(case.O, case.I, dtype=torch.float64)
     moments = ops.basis_moments(t.x, t.grid, case.K, "silu")
-    edges = (moments, t.coef, t.scaler, t.base_weight, case.N)
+    edges = (moments, t.spline_weight, t.spline_scaler, t.base_weight, case.N)
     torch.library.opcheck(ops.edge_l1, arguments(t, case))
     torch.library.opcheck(ops.edge_l1_backward, (*arguments(t, case), r, True, True, False, True))
     torch.library.opcheck(ops.basis_moments, (t.x, t.grid, case.K, "silu"))
@@ -174,7 +176,7 @@ def test_non_finite_inputs(instruction_set, outputs):
         case = Case(63, 5, outputs)
         t = make(case, torch.float64)
         t.x[17, 2] = bad
-        r = torch.ones(case.I, case.O, dtype=torch.float64)
+        r = torch.ones(case.O, case.I, dtype=torch.float64)
         ours, truth = (
             (module.edge_l1(*arguments(t, case)), *module.edge_l1_backward(*arguments(t, case), r, True, True, False, True))
             for module in (ops, reference_norms)
@@ -182,14 +184,14 @@ def test_non_finite_inputs(instruction_set, outputs):
         for value, expected in zip(ours, truth, strict=True):
             assert torch.equal(value.isnan(), expected.isnan())
             torch.testing.assert_close(value, expected, equal_nan=True)
-        spread = kk.edge_norms(t.x, t.coef, t.grid, t.base_weight, "std")
+        spread = kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, "std")
         assert torch.equal(spread.isnan(), torch.arange(case.I).eq(2).expand(case.O, -1))
 
 
 @pytest.mark.parametrize("case", [Case(2100, 7, 33, G=20), Case(2100, 129, 5)], ids=str)
 def test_threads_do_not_change_bits(case):
     t = make(case, torch.float32)
-    r = torch.ones(case.I, case.O)
+    r = torch.ones(case.O, case.I)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2, 5):

@@ -48,11 +48,11 @@ def test_outputs_and_gradients(name):
     (y * exact(golden["g"])).sum().backward()
     gradients = {
         "x": x.grad,
-        "base_weight": layer.base_coef.grad.t(),
-        "spline_weight": layer.coef.grad.permute(2, 0, 1),
+        "base_weight": layer.base_weight.grad,
+        "spline_weight": layer.spline_weight.grad,
     }
-    if layer.scaler is not None:
-        gradients["spline_scaler"] = layer.scaler.grad.t()
+    if layer.spline_scaler is not None:
+        gradients["spline_scaler"] = layer.spline_scaler.grad
     assert_golden(y, golden["y"])
     assert gradients.keys() == golden["gradients"].keys()
     for parameter, gradient in gradients.items():

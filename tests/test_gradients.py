@@ -13,17 +13,22 @@ from kan_kernels import autograd, ops, reference
 
 def leaves(t: Tensors) -> dict[str, torch.Tensor]:
     """The tensors that gradients are taken of, as leaves."""
-    named = {"x": t.x, "coef": t.coef, "scaler": t.scaler, "base_weight": t.base_weight}
+    named = {"x": t.x, "spline_weight": t.spline_weight, "spline_scaler": t.spline_scaler, "base_weight": t.base_weight}
     return {k: v.detach().clone().requires_grad_() for k, v in named.items() if v is not None}
 
 
 def layer(leaf: dict[str, torch.Tensor], t: Tensors, case: Case, fused: bool) -> torch.Tensor:
-    base, scaler = leaf.get("base_weight"), leaf.get("scaler")
+    base, spline_scaler = leaf.get("base_weight"), leaf.get("spline_scaler")
     if fused:
         return kk.kan_linear(
-            leaf["x"], leaf["coef"], t.grid, base, base_activation=case.base if base is not None else None, scaler=scaler
+            leaf["x"],
+            leaf["spline_weight"],
+            t.grid,
+            base,
+            base_activation=case.base if base is not None else None,
+            spline_scaler=spline_scaler,
         )
-    return reference.kan_linear(leaf["x"], leaf["coef"], t.grid, base, case.base or "silu", scaler)
+    return reference.kan_linear(leaf["x"], leaf["spline_weight"], t.grid, base, case.base or "silu", spline_scaler)
 
 
 def first_order(t: Tensors, case: Case, fused: bool):
@@ -75,16 +80,16 @@ def test_gradcheck(case):
         assert torch.autograd.gradgradcheck(function, list(leaf.values()), check_batched_grad=True)
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward_input", "backward_coef", "backward"])
+@pytest.mark.parametrize("operator", ["forward", "backward_input", "backward_weight", "backward"])
 def test_every_operator_is_differentiable_in_everything(operator):
     """gradcheck and gradgradcheck of the operators themselves, the weight w included."""
     case = Case(3, 2, 2, G=3, weighted=True, scaled=True, points="inside")
     t = make(case, torch.float64)
     wanted = {
-        "forward": (t.x, t.w, t.coef, t.scaler, t.base_weight),
-        "backward_input": (t.x, t.g, t.coef, t.scaler, t.base_weight),
-        "backward_coef": (t.x, t.w, t.g, t.coef, t.scaler),
-        "backward": (t.x, t.w, t.g, t.coef, t.scaler, t.base_weight),
+        "forward": (t.x, t.w, t.spline_weight, t.spline_scaler, t.base_weight),
+        "backward_input": (t.x, t.g, t.spline_weight, t.spline_scaler, t.base_weight),
+        "backward_weight": (t.x, t.w, t.g, t.spline_weight, t.spline_scaler),
+        "backward": (t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.base_weight),
     }[operator]
 
     def function(*v):
@@ -92,8 +97,8 @@ def test_every_operator_is_differentiable_in_everything(operator):
             return ops.spline_forward(*v[:4], t.grid, v[4], "silu", 0)
         if operator == "backward_input":
             return ops.spline_backward_input(*v[:4], t.grid, v[4], "silu", 0)
-        if operator == "backward_coef":
-            return ops.spline_backward_coef(*v, t.grid, 3, "silu", 0, True, True, True)
+        if operator == "backward_weight":
+            return ops.spline_backward_weight(*v, t.grid, 3, "silu", 0, True, True, True)
         return ops.spline_backward(*v[:5], t.grid, v[5], "silu", 0, True, True, True)
 
     inputs = [v.clone().requires_grad_() for v in wanted]
@@ -125,37 +130,39 @@ def test_pinn_loss_is_scipys():
     """The gradient of mean((u_xx - f)^2) with respect to the coefficients, from scipy's second derivatives."""
     case = Case(63, 1, 1, G=6, base=None, points="inside", knots="adaptive")
     t = make(case, torch.float64)
-    x, coef = t.x.clone().requires_grad_(), t.coef.clone().requires_grad_()
+    x, spline_weight = t.x.clone().requires_grad_(), t.spline_weight.clone().requires_grad_()
     f = torch.sin(3 * t.x)
-    u = kk.kan_linear(x, coef, t.grid, base_activation=None)
+    u = kk.kan_linear(x, spline_weight, t.grid, base_activation=None)
     (u_x,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (u_xx,) = torch.autograd.grad(u_x.sum(), x, create_graph=True)
-    (gradient,) = torch.autograd.grad((u_xx - f).square().mean(), coef)
+    (gradient,) = torch.autograd.grad((u_xx - f).square().mean(), spline_weight)
 
     second = scipy_basis(t.x[:, 0].numpy(), t.grid[0].numpy(), 3, 2)
-    residual = second @ t.coef[0, :, 0].numpy() - f[:, 0].numpy()
+    residual = second @ t.spline_weight[0, 0].numpy() - f[:, 0].numpy()
     expected = 2 / case.N * second.T @ residual
     np.testing.assert_allclose(u_xx[:, 0].detach().numpy(), residual + f[:, 0].numpy(), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(gradient[0, :, 0].numpy(), expected, rtol=1e-9, atol=1e-8 * np.abs(expected).max())
+    np.testing.assert_allclose(gradient[0, 0].numpy(), expected, rtol=1e-9, atol=1e-8 * np.abs(expected).max())
 
 
 def test_only_the_gradients_asked_for(monkeypatch):
     """A frozen input or parameter costs no operator call."""
     calls = []
-    for name in ("spline_backward_input", "spline_backward_coef"):
+    for name in ("spline_backward_input", "spline_backward_weight"):
         operator = getattr(autograd.ops, name)
         monkeypatch.setattr(autograd.ops, name, lambda *a, n=name, f=operator: (calls.append((n, a)), f(*a))[1])
     t = make(Case(7, 3, 5, scaled=True), torch.float32)
-    arguments = {"x": t.x, "coef": t.coef, "base_weight": t.base_weight, "scaler": t.scaler}
+    arguments = {"x": t.x, "spline_weight": t.spline_weight, "base_weight": t.base_weight, "spline_scaler": t.spline_scaler}
     for wanted in arguments:
         calls.clear()
         leaf = {k: v.clone().requires_grad_(k == wanted) for k, v in arguments.items()}
-        kk.kan_linear(leaf["x"], leaf["coef"], t.grid, leaf["base_weight"], scaler=leaf["scaler"]).sum().backward()
+        kk.kan_linear(
+            leaf["x"], leaf["spline_weight"], t.grid, leaf["base_weight"], spline_scaler=leaf["spline_scaler"]
+        ).sum().backward()
         assert leaf[wanted].grad is not None
         names = [name for name, _ in calls]
-        assert names == (["spline_backward_input"] if wanted == "x" else ["spline_backward_coef"])
+        assert names == (["spline_backward_input"] if wanted == "x" else ["spline_backward_weight"])
         if wanted != "x":
-            assert calls[0][1][-3:] == (wanted == "coef", wanted == "scaler", wanted == "base_weight")
+            assert calls[0][1][-3:] == (wanted == "spline_weight", wanted == "spline_scaler", wanted == "base_weight")
 
 
 def test_saved_for_backward_are_the_inputs_only():
@@ -164,5 +171,5 @@ def test_saved_for_backward_are_the_inputs_only():
     leaf = leaves(t)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda s: (saved.append(s.data_ptr()), s)[1], lambda s: s):
-        kk.kan_linear(leaf["x"], leaf["coef"], t.grid, leaf["base_weight"], scaler=leaf["scaler"])
+        kk.kan_linear(leaf["x"], leaf["spline_weight"], t.grid, leaf["base_weight"], spline_scaler=leaf["spline_scaler"])
     assert sorted(saved) == sorted(v.data_ptr() for v in (*leaf.values(), t.grid))

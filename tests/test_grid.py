@@ -17,14 +17,14 @@ def normal(*shape, seed=0):
 def drawn_layer(I, O=3, **arguments):  # noqa: E741
     layer = kk.KANLinear(I, O, **({"dtype": torch.float64} | arguments))
     with torch.no_grad():
-        layer.coef.copy_(normal(*layer.coef.shape, seed=1))
+        layer.spline_weight.copy_(normal(*layer.spline_weight.shape, seed=1))
     return layer
 
 
 def splines(layer, x):
-    """(N, I, O) in float64, without the scaler."""
+    """(N, I, O) in float64, without the spline_scaler."""
     bases = reference.basis(x.double(), layer.grid.double(), layer.spline_order)
-    return torch.einsum("nim,imo->nio", bases, layer.coef.detach().double())
+    return torch.einsum("nim,oim->nio", bases, layer.spline_weight.detach().double())
 
 
 def efficient_kan_grid(x, G, K, eps, margin):
@@ -95,7 +95,7 @@ def test_any_data_give_increasing_knots_and_the_best_fit(name, dtype, eps, quant
     for i in range(3):
         best = np.linalg.lstsq(bases[:, i].numpy(), before[:, i].numpy(), rcond=None)[0]
         least = (bases[:, i] @ torch.from_numpy(best) - before[:, i]).square().mean(0).sqrt()
-        rounding = torch.finfo(dtype).eps * layer.coef[i].detach().abs().max().double()
+        rounding = torch.finfo(dtype).eps * layer.spline_weight[:, i].detach().abs().max().double()
         assert bool((error[i] <= 1.002 * least + rounding + 1e-5).all())
 
     x = x.clone().requires_grad_()
@@ -116,9 +116,9 @@ def test_refit_keeps_the_scaled_function():
 
 def test_equal_knots_change_nothing():
     layer = drawn_layer(3)
-    coef = layer.coef.detach().clone()
+    spline_weight = layer.spline_weight.detach().clone()
     layer.set_grid(layer.grid.clone())
-    torch.testing.assert_close(layer.coef.detach(), coef, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.spline_weight.detach(), spline_weight, rtol=1e-12, atol=1e-12)
     transfer = transfer_matrix(layer.grid, layer.grid, 3, normal(63, 3))
     torch.testing.assert_close(transfer, torch.eye(8, dtype=torch.float64).expand(3, 8, 8), rtol=1e-12, atol=1e-12)
 
@@ -129,7 +129,7 @@ def test_leading_dimensions_and_a_whole_net():
     one.update_grid(x)
     two.update_grid(x.view(63, 3))
     assert torch.equal(one.grid, two.grid)
-    assert torch.equal(one.coef, two.coef)
+    assert torch.equal(one.spline_weight, two.spline_weight)
     net = kk.KAN([3, 4, 2], dtype=torch.float64)
     y = net(x, update_grid=True)
     assert y.shape == (7, 9, 2)
@@ -154,20 +154,20 @@ def test_refining_otherwise_is_the_best_approximation():
     points = torch.linspace(-2.2, 2.2, 20001, dtype=torch.float64).unsqueeze(1).expand(-1, 2)
     difference = splines(finer, points) - splines(layer, points)
     bases = reference.basis(points, finer.grid, 3)
-    assert torch.einsum("nim,nio->imo", bases, difference).abs().max() < 1e-2 * len(points) * difference.std() * 1e-2
+    assert torch.einsum("nim,nio->oim", bases, difference).abs().max() < 1e-2 * len(points) * difference.std() * 1e-2
     assert layer.refine(200)(points).sub(layer(points)).abs().max() < 1e-9
 
 
 def test_refine_is_a_new_module_of_the_same_kind():
     net = kk.KAN([3, 4, 2], dtype=torch.float32).eval()
-    net.layers[0].coef.requires_grad_(False)
+    net.layers[0].spline_weight.requires_grad_(False)
     finer = net.refine(10)
     assert net.grid_size == 5
     assert finer.grid_size == 10
     assert not finer.training
-    assert not finer.layers[0].coef.requires_grad
-    assert finer.layers[1].coef.requires_grad
-    assert finer.layers[0].coef.dtype is torch.float32
+    assert not finer.layers[0].spline_weight.requires_grad
+    assert finer.layers[1].spline_weight.requires_grad
+    assert finer.layers[0].spline_weight.dtype is torch.float32
     again = kk.KAN([3, 4, 2], grid_size=10)
     again.load_state_dict(finer.state_dict())
     x = normal(63, 3).float()

@@ -29,7 +29,7 @@ def theirs(layer: kk.KANLinear, x: torch.Tensor, state: dict[str, torch.Tensor])
     return y.view(*x.shape[:-1], layer.out_features)
 
 
-@pytest.mark.parametrize("standalone", [True, False], ids=["scaler", "no-scaler"])
+@pytest.mark.parametrize("standalone", [True, False], ids=["spline_scaler", "no-spline_scaler"])
 @pytest.mark.parametrize(
     "activation",
     [nn.SiLU, nn.Identity, nn.Tanh, nn.PReLU(dtype=torch.float64), None],
@@ -95,7 +95,7 @@ def test_bad_checkpoints_are_refused():
         kk.KANLinear(3, 2, enable_standalone_scale_spline=False).load_state_dict(good)
     with pytest.raises(RuntimeError, match=r"size mismatch for spline_weight"):
         layer.load_state_dict(good | {"spline_weight": torch.zeros(2, 3, 5)})
-    with pytest.raises(RuntimeError, match=r"base_weight: expected 2 dimensions"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for base_weight"):
         layer.load_state_dict(good | {"base_weight": torch.zeros(3)})
     for spoilt in (good["grid"].flip(1), good["grid"] * 0, good["grid"] * float("nan")):
         with pytest.raises(ValueError, match=r"grid: expected (strictly increasing|finite)"):
@@ -121,7 +121,7 @@ def test_state_of_a_subclass_is_kept():
 
     pruned, other = kk.KANLinear(3, 2), kk.KANLinear(3, 2)
     for layer in (pruned, other):
-        prune.l1_unstructured(layer, "coef", amount=0.5)
+        prune.l1_unstructured(layer, "spline_weight", amount=0.5)
     other.load_state_dict(pruned.state_dict(), strict=True)
     x = torch.rand(4, 3)
     assert torch.equal(other(x), pruned(x))
@@ -129,17 +129,12 @@ def test_state_of_a_subclass_is_kept():
         kk.KANLinear(3, 2).load_state_dict(kk.KANLinear(3, 2).state_dict() | {"coef": torch.zeros(3, 8, 2)})
 
 
-def test_views_read_as_theirs():
-    """spline_weight, base_weight, spline_scaler in their shapes, writing through to the parameters."""
+def test_parameters_are_theirs():
+    """spline_weight, base_weight, spline_scaler in their shapes and order; None where the layer has none."""
     layer = kk.KANLinear(3, 2)
-    assert layer.spline_weight.shape == (2, 3, 8)
-    assert layer.base_weight.shape == (2, 3)
-    assert layer.spline_scaler.shape == (2, 3)
-    with torch.no_grad():
-        layer.spline_weight[1, 2, 5] = 42
-        layer.base_weight[1, 2] = 43
-        layer.spline_scaler[1, 2] = 44
-    assert (layer.coef[2, 5, 1], layer.base_coef[2, 1], layer.scaler[2, 1]) == (42, 43, 44)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert list(shapes.items()) == [("base_weight", (2, 3)), ("spline_weight", (2, 3, 8)), ("spline_scaler", (2, 3))]
+    assert all(p.is_leaf and p.is_contiguous() for p in layer.parameters())
     bare = kk.KANLinear(3, 2, base_activation=None, enable_standalone_scale_spline=False)
     assert bare.base_weight is None
     assert bare.spline_scaler is None
@@ -147,22 +142,22 @@ def test_views_read_as_theirs():
 
 
 def test_initial_law():
-    """kaiming_uniform of base_weight and scaler, splines through noise at the inner knots; efficient-kan's RNG order."""
+    """kaiming_uniform of base_weight and spline_scaler, splines through noise at the inner knots; efficient-kan's draws."""
     torch.manual_seed(3)
     layer = kk.KANLinear(16, 40, grid_size=5, scale_noise=0.1, scale_base=1.0, scale_spline=2.0, dtype=torch.float64)
     torch.manual_seed(3)
     base = nn.init.kaiming_uniform_(torch.empty(40, 16, dtype=torch.float64), a=math.sqrt(5))
     noise = (torch.rand(6, 16, 40, dtype=torch.float64) - 0.5) * 0.1 / 5
-    scaler = nn.init.kaiming_uniform_(torch.empty(40, 16, dtype=torch.float64), a=math.sqrt(5) * 2)
+    spline_scaler = nn.init.kaiming_uniform_(torch.empty(40, 16, dtype=torch.float64), a=math.sqrt(5) * 2)
     torch.testing.assert_close(layer.base_weight, base)
-    torch.testing.assert_close(layer.spline_scaler, scaler)
+    torch.testing.assert_close(layer.spline_scaler, spline_scaler)
     assert layer.base_weight.abs().max() <= 1 / math.sqrt(16)
 
     inner = layer.grid.t()[3:-3]
     bases = reference.basis(inner, layer.grid, 3)
     for i in (0, 15):
         fit = torch.linalg.lstsq(bases[:, i], noise[:, i], driver="gelsd").solution
-        torch.testing.assert_close(layer.coef[i], fit, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(layer.spline_weight[:, i], fit.t(), rtol=1e-8, atol=1e-10)
     plain = kk.KANLinear(3, 2, scale_spline=0.0, enable_standalone_scale_spline=False)
     assert not plain.spline_weight.any()
 
@@ -182,11 +177,11 @@ def test_regularization_loss():
     shares = edges / edges.sum()
     expected = 2 * edges.sum() + 3 * -(shares * shares.log()).sum()
     torch.testing.assert_close(layer.regularization_loss(2.0, 3.0), expected)
-    for zero in (layer.coef[1, :, 2], layer.coef):
+    for zero in (layer.spline_weight[2, 1], layer.spline_weight):
         with torch.no_grad():
             zero.zero_()
         loss = layer.regularization_loss()
-        (gradient,) = torch.autograd.grad(loss, layer.coef)
+        (gradient,) = torch.autograd.grad(loss, layer.spline_weight)
         assert loss.isfinite()
         assert gradient.isfinite().all()
     net = kk.KAN([4, 3, 2])
@@ -196,7 +191,7 @@ def test_regularization_loss():
 def test_device_dtype_and_repr():
     """Like any torch layer: dtype, meta device, half types, what it prints."""
     assert {p.dtype for p in kk.KAN([2, 3, 1], dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
-    assert kk.KANLinear(3, 2, device="meta").coef.is_meta
+    assert kk.KANLinear(3, 2, device="meta").spline_weight.is_meta
     half = kk.KANLinear(3, 2).half()
     assert half(torch.zeros(4, 3, dtype=torch.float16)).dtype is torch.float16
     text = repr(kk.KANLinear(3, 2))

@@ -13,6 +13,7 @@ CASES = [
     Case(37, 3, 5, K=1),
     Case(37, 3, 5, K=3, knots="adaptive"),
     Case(37, 3, 64, K=5, scaled=True),
+    Case(37, 3, 33, layout="in_first", scaled=True),
     Case(37, 2, 5, K=0),
     Case(37, 2, 5, K=7),
     Case(37, 3, 5, G=100, knots="adaptive", weighted=True),
@@ -33,9 +34,22 @@ def test_as_the_reference(instruction_set, case, dtype, order):
     for k, value in enumerate(VALUES):
         t.x[3 * k, k % case.I] = value
     calls = {
-        "spline_forward": (t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, "silu", order),
-        "spline_backward_input": (t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", order),
-        "spline_backward_coef": (t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, "silu", order, True, case.scaled, True),
+        "spline_forward": (t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, "silu", order),
+        "spline_backward_input": (t.x, t.g, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, "silu", order),
+        "spline_backward_weight": (
+            t.x,
+            t.w,
+            t.g,
+            t.spline_weight,
+            t.spline_scaler,
+            t.grid,
+            case.K,
+            "silu",
+            order,
+            True,
+            case.scaled,
+            True,
+        ),
     }
     for name, arguments in calls.items():
         values, expected = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
@@ -51,15 +65,15 @@ def test_as_the_reference(instruction_set, case, dtype, order):
 def test_only_its_own_row_is_lost(bad):
     """One bad input spoils its row of the output and its feature's gradient, nothing else."""
     t = make(Case(37, 3, 5, points="inside"), torch.float32)
-    clean = ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    clean = ops.spline_forward(t.x, None, t.spline_weight, None, t.grid, t.base_weight, "silu", 0)
     t.x[4, 1] = bad
-    y = ops.spline_forward(t.x, None, t.coef, None, t.grid, t.base_weight, "silu", 0)
+    y = ops.spline_forward(t.x, None, t.spline_weight, None, t.grid, t.base_weight, "silu", 0)
     assert y[4].isnan().all()
     rest = torch.arange(37) != 4
     assert torch.equal(y[rest], clean[rest])
-    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, True)
-    assert gradient[1].isnan().all()
-    assert gradient[[0, 2]].isfinite().all()
+    gradient, _, _ = ops.spline_backward_weight(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, True)
+    assert gradient[:, 1].isnan().all()
+    assert gradient[:, [0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("grid_size", [5, 40])
@@ -69,20 +83,20 @@ def test_infinite_coefficients_and_gradients_spread_to_what_they_touch(instructi
     # Not near a knot, where a live basis rounds to 0.
     within = 0.2 + 0.6 * torch.rand(t.x.shape, generator=torch.Generator().manual_seed(0))
     t.x = ((t.x + 1) / 2 * grid_size).floor().clamp(0, grid_size - 1).add(within) * (2 / grid_size) - 1
-    t.coef[1, grid_size // 2, 2] = INF
-    t.coef[2, :, 5] = -INF
+    t.spline_weight[2, 1, grid_size // 2] = INF
+    t.spline_weight[5, 2] = -INF
     t.g[7, 4] = INF
 
     def live_products(derivative: int, factors: torch.Tensor) -> torch.Tensor:
-        live = reference.basis(t.x, t.grid, 3, derivative)[..., None]  # (N, I, M, 1)
+        live = reference.basis(t.x, t.grid, 3, derivative)[:, None]  # (N, 1, I, M)
         return torch.where(live != 0, live * factors, 0.0)
 
-    y = ops.spline_forward(t.x, None, t.coef, None, t.grid, None, "silu", 0)
-    same(y, live_products(0, t.coef).sum((1, 2)))
-    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, False)
-    same(gradient, live_products(0, t.g[:, None, None]).sum(0))
-    input_gradient = ops.spline_backward_input(t.x, t.g, t.coef, None, t.grid, None, "silu", 1)
-    expected = (live_products(1, t.coef) * t.g[:, None, None]).sum((2, 3))
+    y = ops.spline_forward(t.x, None, t.spline_weight, None, t.grid, None, "silu", 0)
+    same(y, live_products(0, t.spline_weight).sum((2, 3)))
+    gradient, _, _ = ops.spline_backward_weight(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, False)
+    same(gradient, live_products(0, t.g[..., None, None]).sum(0))
+    input_gradient = ops.spline_backward_input(t.x, t.g, t.spline_weight, None, t.grid, None, "silu", 1)
+    expected = (live_products(1, t.spline_weight) * t.g[..., None, None]).sum((1, 3))
     assert torch.equal(input_gradient.isfinite(), expected.isfinite())
     finite = expected.isfinite()
     same(input_gradient[finite], expected[finite])
@@ -95,7 +109,7 @@ def test_any_knots_are_safe(instruction_set, knots):
     grid = torch.tensor(knots, dtype=torch.float32).expand(3, -1)
     for k, value in enumerate(VALUES):
         t.x[3 * k, k % 3] = value
-    y = ops.spline_forward(t.x, None, t.coef, None, grid, t.base_weight, "silu", 0)
-    gradient, _, _ = ops.spline_backward_coef(t.x, None, t.g, None, None, grid, 3, "silu", 0, True, False, True)
+    y = ops.spline_forward(t.x, None, t.spline_weight, None, grid, t.base_weight, "silu", 0)
+    gradient, _, _ = ops.spline_backward_weight(t.x, None, t.g, None, None, grid, 3, "silu", 0, True, False, True)
     assert y.shape == (37, 5)
-    assert gradient.shape == (3, 8, 5)
+    assert gradient.shape == (5, 3, 8)

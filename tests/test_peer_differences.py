@@ -15,19 +15,19 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("flo
 
 
 def test_layout_of_coefficients():
-    """(O, I, G+K) against (I, O, G+K); inside (I, G+K, O) for both."""
+    """(O, I, G+K) against (I, O, G+K); here efficient-kan's."""
     theirs = network((3, 4))
     ours = kk.KAN.from_pykan(theirs)
     coef = theirs.act_fun[0].coef
     assert coef.shape == (3, 4, 8)
-    assert torch.equal(ours.layers[0].coef, coef.transpose(1, 2))
+    assert torch.equal(ours.layers[0].spline_weight, coef.transpose(0, 1))
     assert torch.equal(ours.state_dict()["layers.0.spline_weight"], coef.transpose(0, 1))
 
 
 def test_spline_scale_at_the_start():
     """Uniform in +-1/sqrt(I) against 1/sqrt(I)."""
     I = 64  # noqa: E741
-    ours = kk.KANLinear(I, 65).scaler.detach()
+    ours = kk.KANLinear(I, 65).spline_scaler.detach()
     assert ours.abs().max() <= 1 / math.sqrt(I)
     assert ours.std().item() == pytest.approx(1 / math.sqrt(3 * I), rel=0.05)
     theirs = kan.KANLayer(I, 5).scale_sp
@@ -41,7 +41,7 @@ def test_noise_at_the_start():
     assert inspect.signature(kan.KANLayer).parameters["noise_scale"].default == 0.5
     layer = kk.KANLinear(63, 65, grid_size=5)
     knots = torch.linspace(-1, 1, 6)[:-1]  # the last is outside of the half-open grid
-    values = kk.kan_linear(knots.unsqueeze(1), layer.coef[:1], layer.grid[:1]).detach()
+    values = kk.kan_linear(knots.unsqueeze(1), layer.spline_weight[:, :1], layer.grid[:1]).detach()
     assert values.abs().max() <= 0.1 / 5 / 2 * 1.0001
     assert values.std().item() == pytest.approx(0.1 / 5 / math.sqrt(12), rel=0.15)
 
@@ -92,7 +92,7 @@ def test_repeated_knots():
     assert points.grad.isnan().any()
     accelerated = kk.accelerate(network((2, 3), base_fun="zero"))
     accelerated.act_fun[0].grid.data = knots.clone()
-    for net in (accelerated, lambda z: kk.kan_linear(z, torch.randn(2, 8, 3), knots)):
+    for net in (accelerated, lambda z: kk.kan_linear(z, torch.randn(3, 2, 8), knots)):
         points = x.clone().requires_grad_()
         y = net(points)
         y.sum().backward()

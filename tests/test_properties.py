@@ -16,7 +16,7 @@ CASES = st.builds(
     G=st.integers(1, 40),
     K=st.integers(0, 8),
     knots=st.sampled_from(["uniform", "adaptive"]),
-    layout=st.sampled_from(["contiguous", "strided", "expanded"]),
+    layout=st.sampled_from(["contiguous", "strided", "expanded", "in_first"]),
     base=st.sampled_from(["silu", "identity", None]),
     weighted=st.booleans(),
     scaled=st.booleans(),
@@ -36,9 +36,9 @@ def test_kernels_agree_with_the_reference(case, seed, order, level):
     ops.select_instruction_set(level)
     try:
         calls = [
-            ("spline_forward", (t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, b, order)),
-            ("spline_backward_input", (t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, b, order)),
-            ("spline_backward_coef", (t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, b, order, *needs)),
+            ("spline_forward", (t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, b, order)),
+            ("spline_backward_input", (t.x, t.g, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, b, order)),
+            ("spline_backward_weight", (t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, case.K, b, order, *needs)),
         ]
         for name, arguments in calls:
             values, expected = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
@@ -56,8 +56,8 @@ def test_kernels_agree_with_the_reference(case, seed, order, level):
 def test_linear_in_the_coefficients(case, seed):
     """layer(a + b) = layer(a) + layer(b): no state between calls, no dependence on what is not read."""
     t, other = make(case, torch.float64, seed), make(case, torch.float64, seed + 1)
-    together = kk.kan_linear(t.x, t.coef + other.coef, t.grid)
-    apart = kk.kan_linear(t.x, t.coef, t.grid) + kk.kan_linear(t.x, other.coef, t.grid)
+    together = kk.kan_linear(t.x, t.spline_weight + other.spline_weight, t.grid)
+    apart = kk.kan_linear(t.x, t.spline_weight, t.grid) + kk.kan_linear(t.x, other.spline_weight, t.grid)
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
 
 
@@ -66,8 +66,8 @@ def test_linear_in_the_coefficients(case, seed):
 def test_a_row_does_not_see_its_neighbours(case, seed, rows):
     """The first rows of a batch are what they are alone, up to the rounding of another path."""
     t = make(case, torch.float64, seed)
-    whole = kk.kan_linear(t.x, t.coef, t.grid, t.base_weight, base_activation=case.base)
-    part = kk.kan_linear(t.x[:rows], t.coef, t.grid, t.base_weight, base_activation=case.base)
+    whole = kk.kan_linear(t.x, t.spline_weight, t.grid, t.base_weight, base_activation=case.base)
+    part = kk.kan_linear(t.x[:rows], t.spline_weight, t.grid, t.base_weight, base_activation=case.base)
     torch.testing.assert_close(whole[:rows], part, rtol=1e-11, atol=1e-11)
 
 
@@ -79,5 +79,5 @@ def test_constants_are_reproduced(degree, grid_size, seed):
     t = make(case, torch.float64, seed)
     low, high = t.grid[:, degree], t.grid[:, degree + grid_size]
     x = low + (high - low) * torch.rand(33, 2, dtype=torch.float64) * 0.999
-    y = kk.kan_linear(x, torch.full_like(t.coef, 0.5), t.grid)
+    y = kk.kan_linear(x, torch.full_like(t.spline_weight, 0.5), t.grid)
     torch.testing.assert_close(y, torch.ones_like(y), rtol=1e-10, atol=1e-10)

@@ -11,10 +11,10 @@ def dead_ends():
     torch.manual_seed(0)
     net = kk.KAN([4, 6, 2], dtype=torch.float64, scale_noise=3.0)
     with torch.no_grad():
-        net.layers[1].coef[2] = 0
-        net.layers[1].base_coef[2] = 0
-        net.layers[0].coef[1] *= 1e-4
-        net.layers[0].base_coef[1] *= 1e-4
+        net.layers[1].spline_weight[:, 2] = 0
+        net.layers[1].base_weight[:, 2] = 0
+        net.layers[0].spline_weight[:, 1] *= 1e-4
+        net.layers[0].base_weight[:, 1] *= 1e-4
     return net, torch.rand(129, 4, dtype=torch.float64) * 2 - 1
 
 
@@ -34,12 +34,12 @@ def test_the_pruned_net_computes_what_the_masked_one_does():
     with torch.no_grad():
         for layer, edges in zip(masked.layers, cut.edges, strict=True):
             for o, i in edges:
-                layer.coef[i, :, o] = 0
-                layer.base_coef[i, o] = 0
-        masked.layers[0].coef[:, :, 2] = 0
-        masked.layers[0].base_coef[:, 2] = 0
-        masked.layers[1].coef[2] = 0
-        masked.layers[1].base_coef[2] = 0
+                layer.spline_weight[o, i] = 0
+                layer.base_weight[o, i] = 0
+        masked.layers[0].spline_weight[2] = 0
+        masked.layers[0].base_weight[2] = 0
+        masked.layers[1].spline_weight[:, 2] = 0
+        masked.layers[1].base_weight[:, 2] = 0
     torch.testing.assert_close(pruned(x), masked(x), rtol=1e-12, atol=1e-12)
 
 
@@ -52,15 +52,15 @@ def test_pruned_edges_stay_exactly_zero_through_training():
         (pruned(x).square().mean() + 0.1 * pruned.regularization_loss(x) + 0.1 * pruned.regularization_loss()).backward()
         optimizer.step()
     norms = pruned.layers[0].edge_norms(x)
-    assert bool((norms[pruned.layers[0].mask.t() == 0] == 0).all())
-    assert bool((norms[pruned.layers[0].mask.t() == 1] > 0).all())
-    assert bool((pruned.layers[0].edge_norms(x, "std")[pruned.layers[0].mask.t() == 0] == 0).all())
+    assert bool((norms[pruned.layers[0].edge_mask == 0] == 0).all())
+    assert bool((norms[pruned.layers[0].edge_mask == 1] > 0).all())
+    assert bool((pruned.layers[0].edge_norms(x, "std")[pruned.layers[0].edge_mask == 0] == 0).all())
     again, more = pruned.prune(x, edge_th=0.0)
     assert sum(map(len, more.edges)) == 0
-    assert torch.equal(again.layers[0].mask, pruned.layers[0].mask)
+    assert torch.equal(again.layers[0].edge_mask, pruned.layers[0].edge_mask)
     assert sum(map(len, cut.edges)) > 0
     pruned(x, update_grid=True)
-    assert bool((pruned.refine(10).layers[0].edge_norms(x)[pruned.layers[0].mask.t() == 0] == 0).all())
+    assert bool((pruned.refine(10).layers[0].edge_norms(x)[pruned.layers[0].edge_mask == 0] == 0).all())
 
 
 def test_state_dicts_are_efficient_kans_until_the_first_prune():

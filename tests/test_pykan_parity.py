@@ -18,9 +18,9 @@ def pair(width=(3, 5, 4, 2), grid=5, k=3, seed=0):
         for layer, peer in zip(ours.layers, theirs.act_fun, strict=True):
             peer.scale_sp.mul_(1 + torch.rand_like(peer.scale_sp))
             layer.grid.copy_(peer.grid)
-            layer.coef.copy_(peer.coef.permute(0, 2, 1))
-            layer.base_coef.copy_(peer.scale_base)
-            layer.scaler.copy_(peer.scale_sp)
+            layer.spline_weight.copy_(peer.coef.transpose(0, 1))
+            layer.base_weight.copy_(peer.scale_base.t())
+            layer.spline_scaler.copy_(peer.scale_sp.t())
     x = torch.rand(200, width[0], generator=torch.Generator().manual_seed(seed)) * 2 - 1
     theirs(x)
     return theirs, ours, x
@@ -61,9 +61,9 @@ def test_regularisation_and_its_gradient(metric):
     peer.backward()
     loss.backward()
     for layer, other in zip(ours.layers, theirs.act_fun, strict=True):
-        torch.testing.assert_close(layer.coef.grad, other.coef.grad.permute(0, 2, 1), rtol=1e-8, atol=1e-11)
-        torch.testing.assert_close(layer.base_coef.grad, other.scale_base.grad, rtol=1e-8, atol=1e-11)
-        torch.testing.assert_close(layer.scaler.grad, other.scale_sp.grad, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(layer.spline_weight.grad, other.coef.grad.transpose(0, 1), rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(layer.base_weight.grad, other.scale_base.grad.t(), rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(layer.spline_scaler.grad, other.scale_sp.grad.t(), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize(("node_th", "edge_th"), [(0.3, 0.1), (0.01, 0.2), (0.0, 0.0)])
@@ -74,7 +74,7 @@ def test_pruning(node_th, edge_th):
     assert cut.widths == [int(width[0]) for width in small.width]
     for layer, peer in zip(pruned.layers, small.act_fun, strict=True):
         assert (layer.in_features, layer.out_features) == (peer.in_dim, peer.out_dim)
-        assert torch.equal(layer.mask, peer.mask)
+        assert torch.equal(layer.edge_mask.t(), peer.mask)
     torch.testing.assert_close(pruned(x), small(x), rtol=1e-10, atol=1e-12)
     assert sum(map(len, cut.edges)) == sum(int((peer.mask == 0).sum()) for peer in small.act_fun)
 

@@ -16,6 +16,7 @@ CASES = [
     Case(5000, 9, 31, G=50),
     Case(300, 129, 16, G=100, knots="adaptive"),
     Case(1, 256, 256, scaled=True),
+    Case(2000, 33, 65, layout="in_first", scaled=True),
 ]
 
 
@@ -29,10 +30,10 @@ def thread_count():
 def results(case: Case, t) -> list[torch.Tensor]:
     needs = (True, case.scaled, True)
     return [
-        ops.spline_forward(t.x, t.w, t.coef, t.scaler, t.grid, t.base_weight, "silu", 0),
-        ops.spline_backward_input(t.x, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", 1),
-        *ops.spline_backward_coef(t.x, t.w, t.g, t.coef, t.scaler, t.grid, case.K, "silu", 0, *needs),
-        *ops.spline_backward(t.x, t.w, t.g, t.coef, t.scaler, t.grid, t.base_weight, "silu", 0, *needs),
+        ops.spline_forward(t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, "silu", 0),
+        ops.spline_backward_input(t.x, t.g, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, "silu", 1),
+        *ops.spline_backward_weight(t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, case.K, "silu", 0, *needs),
+        *ops.spline_backward(t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, "silu", 0, *needs),
     ]
 
 

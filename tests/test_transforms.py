@@ -49,11 +49,11 @@ def test_grad_jacobian_hessian(net, t):
 
 def test_jvp_in_everything(t):
     """The tangent of every argument at once."""
-    primals = (t.x, t.coef, t.base_weight, t.scaler)
+    primals = (t.x, t.spline_weight, t.base_weight, t.spline_scaler)
     tangents = tuple(torch.randn_like(p) for p in primals)
 
-    def function(x, coef, base_weight, scaler):
-        return kk.kan_linear(x, coef, t.grid, base_weight, scaler=scaler)
+    def function(x, spline_weight, base_weight, spline_scaler):
+        return kk.kan_linear(x, spline_weight, t.grid, base_weight, spline_scaler=spline_scaler)
 
     value, tangent = jvp(function, primals, tangents)
     expected_value, expected_tangent = reference_of(jvp, function, primals, tangents)
@@ -68,24 +68,24 @@ def test_jvp_in_everything(t):
 def test_vmap(t, in_dims):
     """Batched inputs, batched parameters, both, along any dimension."""
     x = torch.randn(4, 7, 3, dtype=torch.float64) if in_dims[0] is not None else t.x
-    coef = torch.randn(4, *t.coef.shape, dtype=torch.float64) if in_dims[1] is not None else t.coef
+    spline_weight = torch.randn(4, *t.spline_weight.shape, dtype=torch.float64) if in_dims[1] is not None else t.spline_weight
     x = x if in_dims[0] is None else x.movedim(0, in_dims[0])
-    coef = coef if in_dims[1] is None else coef.movedim(0, in_dims[1])
+    spline_weight = spline_weight if in_dims[1] is None else spline_weight.movedim(0, in_dims[1])
 
-    def function(x, coef):
-        return kk.kan_linear(x, coef, t.grid, t.base_weight, scaler=t.scaler)
+    def function(x, spline_weight):
+        return kk.kan_linear(x, spline_weight, t.grid, t.base_weight, spline_scaler=t.spline_scaler)
 
     batched = vmap(function, in_dims=in_dims)
     expected = torch.stack(
         [
             function(
                 x if in_dims[0] is None else x.select(in_dims[0], k),
-                coef if in_dims[1] is None else coef.select(in_dims[1], k),
+                spline_weight if in_dims[1] is None else spline_weight.select(in_dims[1], k),
             )
             for k in range(4)
         ]
     )
-    close(batched(x, coef), expected)
+    close(batched(x, spline_weight), expected)
 
 
 def test_per_sample_gradients(net, t):
@@ -109,7 +109,7 @@ def test_per_sample_gradients(net, t):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_per_sample_gradients_are_as_accurate_as_single_ones(dtype):
     layer = kk.KANLinear(8, 32, grid_size=50).to(dtype)
-    parameters = {"coef": layer.coef.detach(), "scaler": layer.scaler.detach()}
+    parameters = {"spline_weight": layer.spline_weight.detach(), "spline_scaler": layer.spline_scaler.detach()}
     x = torch.rand(5, 8).to(dtype)
 
     def loss(parameters, x):
@@ -120,7 +120,7 @@ def test_per_sample_gradients_are_as_accurate_as_single_ones(dtype):
         for name, value in grad(loss)(parameters, x[k]).items():
             assert (together[name][k] - value).float().norm() <= 2 * torch.finfo(dtype).eps * value.float().norm()
     none = vmap(grad(loss), in_dims=(None, 0))(parameters, x[:0])
-    assert none["coef"].shape == (0, *layer.coef.shape)
+    assert none["spline_weight"].shape == (0, *layer.spline_weight.shape)
 
 
 NESTED = {
@@ -144,12 +144,12 @@ def test_nested_forward_mode(net, t, order):
 def test_nested_forward_mode_in_parameters(net, t):
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
-    def mixed(coef, scaler):
-        changed = parameters | {"layers.0.coef": coef, "layers.0.scaler": scaler}
+    def mixed(spline_weight, spline_scaler):
+        changed = parameters | {"layers.0.spline_weight": spline_weight, "layers.0.spline_scaler": spline_scaler}
         return functional_call(net, changed, (t.x,)).square().sum()
 
     function = jacfwd(jacfwd(mixed, 0), 1)
-    arguments = parameters["layers.0.coef"], parameters["layers.0.scaler"]
+    arguments = parameters["layers.0.spline_weight"], parameters["layers.0.spline_scaler"]
     assert function(*arguments).abs().max() > 1e-3
     close(function(*arguments), reference_of(function, *arguments))
 
@@ -176,7 +176,7 @@ def test_transforms_inside_of_compiled_code(net, t):
     assert {name for name in operators if "kan_kernels" in name} == {
         "kan_kernels.spline_forward.default",
         "kan_kernels.spline_backward_input.default",
-        "kan_kernels.spline_backward_coef.default",
+        "kan_kernels.spline_backward_weight.default",
     }
     torch.compiler.reset()
     for function in (lambda x: jvp(net, (x,), (torch.ones_like(x),))[1], jacfwd(net)):
@@ -220,21 +220,24 @@ def test_opcheck(weighted):
     """Schemas, fake tensors, autograd and tracing of the operators."""
     t = make(Case(7, 3, 5, scaled=True, weighted=weighted), torch.float32)
     base = t.base_weight if weighted else None
-    torch.library.opcheck(ops.spline_forward, (t.x, t.w, t.coef, t.scaler, t.grid, base, "silu", 1))
-    torch.library.opcheck(ops.spline_backward_input, (t.x, t.g, t.coef, None, t.grid, base, "identity", 0))
+    torch.library.opcheck(ops.spline_forward, (t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, base, "silu", 1))
+    torch.library.opcheck(ops.spline_backward_input, (t.x, t.g, t.spline_weight, None, t.grid, base, "identity", 0))
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
-        arguments = (t.x, t.w, t.g, t.coef, t.scaler, t.grid, 3, "silu", 0, *needs)
-        torch.library.opcheck(ops.spline_backward_coef, arguments)
-        torch.library.opcheck(ops.spline_backward, (t.x, t.w, t.g, t.coef, t.scaler, t.grid, base, "silu", 0, *needs))
-    edges = (t.x, t.coef, t.scaler, t.grid, base, "silu")
+        arguments = (t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, 3, "silu", 0, *needs)
+        torch.library.opcheck(ops.spline_backward_weight, arguments)
+        torch.library.opcheck(
+            ops.spline_backward, (t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, base, "silu", 0, *needs)
+        )
+    edges = (t.x, t.spline_weight, t.spline_scaler, t.grid, base, "silu")
     torch.library.opcheck(ops.edge_l1, edges)
-    torch.library.opcheck(ops.edge_l1_backward, (*edges, torch.rand(3, 5), True, True, True, weighted))
+    torch.library.opcheck(ops.edge_l1_backward, (*edges, torch.rand(5, 3), True, True, True, weighted))
     moments = ops.basis_moments(t.x, t.grid, 3, "silu")
     torch.library.opcheck(ops.basis_moments, (t.x, t.grid, 3, "silu"))
     torch.library.opcheck(ops.basis_moments_backward, (t.x, t.grid, 3, "silu", moments))
-    torch.library.opcheck(ops.edge_std, (moments, t.coef, t.scaler, base, 7))
+    torch.library.opcheck(ops.edge_std, (moments, t.spline_weight, t.spline_scaler, base, 7))
     torch.library.opcheck(
-        ops.edge_std_backward, (moments, t.coef, t.scaler, base, 7, torch.rand(3, 5), True, True, True, weighted)
+        ops.edge_std_backward,
+        (moments, t.spline_weight, t.spline_scaler, base, 7, torch.rand(5, 3), True, True, True, weighted),
     )
 
 
@@ -259,8 +262,8 @@ def test_edge_norms(net, t, ord):
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
 
     def norms(x, parameters):
-        coef, base, scaler = (parameters[name] for name in ("coef", "base_coef", "scaler"))
-        return kk.edge_norms(x, coef, layer.grid, base, ord, scaler=scaler)
+        spline_weight, base, spline_scaler = (parameters[name] for name in ("spline_weight", "base_weight", "spline_scaler"))
+        return kk.edge_norms(x, spline_weight, layer.grid, base, ord, spline_scaler=spline_scaler)
 
     many = torch.randn(4, 9, 3, dtype=torch.float64)
     close(vmap(norms, in_dims=(0, None))(many, parameters), torch.stack([norms(x, parameters) for x in many]))
@@ -291,30 +294,32 @@ def test_a_tensor_that_outlived_its_transform(net, t):
 def test_vmap_over_nothing(t, in_dims):
     """An empty batch gives an empty batch of results, gradients included."""
     x = torch.zeros(0, *t.x.shape, dtype=torch.float64) if in_dims[0] == 0 else t.x
-    coef = torch.zeros(0, *t.coef.shape, dtype=torch.float64) if in_dims[1] == 0 else t.coef
+    spline_weight = torch.zeros(0, *t.spline_weight.shape, dtype=torch.float64) if in_dims[1] == 0 else t.spline_weight
 
-    def function(x, coef):
-        return kk.kan_linear(x, coef, t.grid, t.base_weight)
+    def function(x, spline_weight):
+        return kk.kan_linear(x, spline_weight, t.grid, t.base_weight)
 
-    assert vmap(function, in_dims=in_dims)(x, coef).shape == (0, 7, 5)
+    assert vmap(function, in_dims=in_dims)(x, spline_weight).shape == (0, 7, 5)
     assert vmap(kk.KANLinear(4, 3))(torch.rand(0, 4)).shape == (0, 3)
-    for argnum, like in ((0, t.x), (1, t.coef)):
-        gradient = vmap(grad(lambda x, coef: function(x, coef).sum(), argnums=argnum), in_dims=in_dims)(x, coef)
+    for argnum, like in ((0, t.x), (1, t.spline_weight)):
+        gradient = vmap(grad(lambda x, spline_weight: function(x, spline_weight).sum(), argnums=argnum), in_dims=in_dims)(
+            x, spline_weight
+        )
         assert gradient.shape == (0, *like.shape)
 
 
 def test_forward_mode_without_gradients(t):
     """A call under no_grad sets up no Function, unless a dual number is under way."""
     direction = torch.randn_like(t.x)
-    _, expected = jvp(lambda x: kk.kan_linear(x, t.coef, t.grid, t.base_weight), (t.x,), (direction,))
+    _, expected = jvp(lambda x: kk.kan_linear(x, t.spline_weight, t.grid, t.base_weight), (t.x,), (direction,))
     with torch.no_grad(), forward_ad.dual_level():
-        y = kk.kan_linear(forward_ad.make_dual(t.x, direction), t.coef, t.grid, t.base_weight)
+        y = kk.kan_linear(forward_ad.make_dual(t.x, direction), t.spline_weight, t.grid, t.base_weight)
         tangent = forward_ad.unpack_dual(y).tangent
     torch.testing.assert_close(tangent, expected)
-    recorded = kk.kan_linear(t.x.detach().requires_grad_(), t.coef, t.grid, t.base_weight)
+    recorded = kk.kan_linear(t.x.detach().requires_grad_(), t.spline_weight, t.grid, t.base_weight)
     for guard in (torch.no_grad, torch.inference_mode):
         with guard():
-            plain = kk.kan_linear(t.x.detach().requires_grad_(), t.coef, t.grid, t.base_weight)
+            plain = kk.kan_linear(t.x.detach().requires_grad_(), t.spline_weight, t.grid, t.base_weight)
         assert not plain.requires_grad
         assert torch.equal(plain, recorded)
 
@@ -322,7 +327,11 @@ def test_forward_mode_without_gradients(t):
 BAD = {
     "features": (lambda: torch.zeros(4, 2).double(), ValueError, r"x: expected 3 features in the last .*got shape \(4, 2\)"),
     "integers": (lambda: torch.zeros(4, 3).long(), TypeError, "x: expected a floating-point dtype .* got torch.int64"),
-    "another dtype": (lambda: torch.zeros(4, 3), TypeError, "coef: expected the dtype of x, torch.float32, got torch.float64"),
+    "another dtype": (
+        lambda: torch.zeros(4, 3),
+        TypeError,
+        "spline_weight: expected the dtype of x, torch.float32, got torch.float64",
+    ),
 }
 WAYS = {
     "compile": lambda net, x: torch.compile(net, backend="aot_eager")(x),
@@ -370,12 +379,12 @@ def test_forward_over_reverse_without_levels(net, t, vectorize):
 def test_tangents_that_do_not_matter(t):
     """A linear loss's Hessian, and the knots' tangents, are zero."""
 
-    def linear(coef, base_weight):
-        return kk.kan_linear(t.x, coef, t.grid, base_weight).sum()
+    def linear(spline_weight, base_weight):
+        return kk.kan_linear(t.x, spline_weight, t.grid, base_weight).sum()
 
-    second = hessian(linear, (0, 1))(t.coef, t.base_weight)
+    second = hessian(linear, (0, 1))(t.spline_weight, t.base_weight)
     assert not any(part.any() for row in second for part in row)
-    assert not jvp(lambda grid: kk.kan_linear(t.x, t.coef, grid, t.base_weight), (t.grid,), (t.grid,))[1].any()
+    assert not jvp(lambda grid: kk.kan_linear(t.x, t.spline_weight, grid, t.base_weight), (t.grid,), (t.grid,))[1].any()
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert")
@@ -384,16 +393,19 @@ def test_linearized_norms(t, ord):
     for k in range(2):
 
         def norms(value, k=k):
-            x, coef = (value, t.coef) if k == 0 else (t.x, value)
-            return kk.edge_norms(x, coef, t.grid, t.base_weight, ord)
+            x, spline_weight = (value, t.spline_weight) if k == 0 else (t.x, value)
+            return kk.edge_norms(x, spline_weight, t.grid, t.base_weight, ord)
 
-        at = (t.x, t.coef)[k]
+        at = (t.x, t.spline_weight)[k]
         tangent = jvp(norms, (at,), (at.cos(),))[1]
         assert tangent.abs().max() > 1e-3
         close(torch.func.linearize(norms, at)[1](at.cos()), tangent)
-    gradient = grad(lambda x, coef: kk.edge_norms(x, coef, t.grid, t.base_weight, ord).sin().sum())
-    several = torch.stack([t.coef, 0.5 * t.coef])
-    close(vmap(gradient, in_dims=(None, 0))(t.x, several), torch.stack([gradient(t.x, coef) for coef in several]))
+    gradient = grad(lambda x, spline_weight: kk.edge_norms(x, spline_weight, t.grid, t.base_weight, ord).sin().sum())
+    several = torch.stack([t.spline_weight, 0.5 * t.spline_weight])
+    close(
+        vmap(gradient, in_dims=(None, 0))(t.x, several),
+        torch.stack([gradient(t.x, spline_weight) for spline_weight in several]),
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,7 @@
-"""sum over m, o of beta^(D)_{i,m}(x[n,i]) coef[i,m,o] g[n,o]: g times the weights of MC bases at once, then their values."""
+"""The gradient of x, sum over m, o of beta^(D)_{i,m}(x[n,i]) spline_weight[o,i,m] g[n,o].
+
+g is multiplied with the weights of MC bases at once, and the products with the bases' values.
+"""
 
 import triton
 import triton.language as tl

@@ -99,7 +99,7 @@ def backward_input_tiles(mode: str, way: str) -> Tiles:
     return Tiles(64 if mode == "fp16x3" or (mode == "tf32" and way == "adaptive") else 128, 32, 16, 8, 2, 8)
 
 
-def backward_coef_tiles(mode: str, way: str, O: int) -> Tiles:
+def backward_weight_tiles(mode: str, way: str, O: int) -> Tiles:
     widest = {"fp64": 32, "fp16x3": 64}.get(mode, 128)
     BO = 32 if O <= 32 else widest
     return Tiles(32, BO, 16, 4 if mode == "fp64" else 8, 1 if way == "adaptive" else 2, 8 if BO >= 64 else 4)
@@ -127,7 +127,7 @@ def wide_part(count: int, bytes_of_one: int) -> int:
     return min(count, max(1, fit // 128 * 128 if fit > 128 else fit))
 
 
-def backward_coef_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int, int]:
+def backward_weight_split(mode: str, N: int, I: int, O: int, M: int) -> tuple[int, int, int]:
     """Features of a launch, parts of the sum over rows, and rows of a part: so that the partial sums fit the scratch."""
     feature_bytes = (M + 1) * O * (8 if mode == "fp64" else 4)
     features = max(1, min(I, SCRATCH_BYTES // feature_bytes))

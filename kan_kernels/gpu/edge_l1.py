@@ -62,7 +62,7 @@ def edge_l1_kernel(
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "rows", "first", "features"])
-def edge_l1_backward_coef_kernel(
+def edge_l1_backward_weight_kernel(
     x,  # (N, I)
     x_stride_n,
     x_stride_i,

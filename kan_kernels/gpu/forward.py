@@ -1,4 +1,4 @@
-"""y = sum over i, m of w[n,i] beta^(D)_{i,m}(x[n,i]) coef[i,m,o]: the bases go from registers into the products."""
+"""y = sum over i, m of w[n,i] beta^(D)_{i,m}(x[n,i]) spline_weight[o,i,m]: the bases go from registers into the products."""
 
 import triton
 import triton.language as tl

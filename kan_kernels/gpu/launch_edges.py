@@ -6,13 +6,14 @@ from torch import Tensor
 from .. import reference_norms
 from ..reference import spline_order
 from .choose import SCRATCH_BYTES, Tiles, ceil_div, splits, wide_part
-from .edge_l1 import edge_l1_backward_coef_kernel, edge_l1_backward_input_kernel, edge_l1_kernel
+from .edge_l1 import edge_l1_backward_input_kernel, edge_l1_backward_weight_kernel, edge_l1_kernel
 from .prepare import (
     OPTIONS,
     Gradients,
     Layout,
     base_name,
     exact_mode,
+    in_layout,
     mode_of,
     pack,
     prepare_knots,
@@ -60,15 +61,15 @@ def _constants(chosen: Tiles) -> dict[str, int]:
 
 
 def edge_l1(
-    x: Tensor, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None, activation: str
+    x: Tensor, spline_weight: Tensor, spline_scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None, activation: str
 ) -> Tensor:
     if _unserved(x):
-        return reference_norms.edge_l1(x, coef, scaler, grid, base_weight, activation)
-    (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
+        return reference_norms.edge_l1(x, spline_weight, spline_scaler, grid, base_weight, activation)
+    (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
     K, mode = spline_order(M, T), _mode(x)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 0, mode)
-        packed = pack(coef, scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
         _, S, rows = split(mode, N, I, O, 1)
         partial = tables.step.new_empty(S, I, O)
         chosen = tiles(mode, False, O)
@@ -78,27 +79,32 @@ def edge_l1(
                 N, I, O, T, M, rows, K=K, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),
                 MODE=mode, WAY=way, GUARDED=guarded, **_constants(chosen),
             )  # fmt: skip
-        return (partial.sum(0) / N).to(x.dtype)
+        return (partial.sum(0) / N).to(x.dtype).t().contiguous()
 
 
 def edge_l1_backward(
-    x: Tensor, coef: Tensor, scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None, activation: str, r: Tensor,
-    need_input: bool, need_coef: bool, need_scaler: bool, need_base: bool,
+    x: Tensor, spline_weight: Tensor, spline_scaler: Tensor | None, grid: Tensor, base_weight: Tensor | None,
+    activation: str, r: Tensor,
+    need_input: bool, need_spline_weight: bool, need_spline_scaler: bool, need_base_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    needs = (need_coef, need_scaler, need_base)
+    needs = (need_spline_weight, need_spline_scaler, need_base_weight)
     if _unserved(x):
-        return reference_norms.edge_l1_backward(x, coef, scaler, grid, base_weight, activation, r, need_input, *needs)
-    (N, I), (_, M, O), T = x.shape, coef.shape, grid.shape[1]
+        of_x, *others = reference_norms.edge_l1_backward(
+            x, spline_weight, spline_scaler, grid, base_weight, activation, r, need_input, *needs
+        )
+        return of_x, *in_layout(others, spline_weight)
+    (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
     K, mode = spline_order(M, T), _mode(x)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 1, mode)
-        packed = pack(coef, scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
         result = x.new_empty((N, I) if need_input else 0)
-        gradients = Gradients(x, coef, scaler, (I, M, O), needs)
+        gradients = Gradients(x, spline_weight, spline_scaler, (O, I, M), needs)
         chosen = tiles(mode, True, O)
-        operands = (x, *x.stride(), r, *r.stride(), packed, tables.knots, tables.step, tables.origin, tables.uniform)
+        turned = r.t().contiguous()  # the kernels read neighbouring outputs together
+        operands = (x, *x.stride(), turned, *turned.stride(), packed, tables.knots, tables.step, tables.origin, tables.uniform)
         # Without a base its weights are 0, and what would be their gradient may be asked for all the same.
-        base = activation if need_base else base_name(base_weight, activation)
+        base = activation if need_base_weight else base_name(base_weight, activation)
         common = {"K": K, "DEPTH": search_depth(T), "BASE": base, "MODE": mode} | _constants(chosen)
         if need_input:
             for way, guarded in ways_of(mode, K, 1):
@@ -112,7 +118,7 @@ def edge_l1_backward(
                 partial = tables.step.new_empty(S, M + 1, some, O)
                 programs = some * ceil_div(M + 1, chosen.MC) * ceil_div(O, chosen.BO)
                 for way, guarded in ways_of(mode, K, 1):
-                    edge_l1_backward_coef_kernel[(programs, S)](
+                    edge_l1_backward_weight_kernel[(programs, S)](
                         *operands, partial, N, I, O, T, M, rows, first, some, WAY=way, GUARDED=guarded, **common
                     )
                 gradients.finish(partial, first)

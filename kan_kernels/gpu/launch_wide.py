@@ -37,13 +37,13 @@ def _bases(
 
 
 def forward(
-    x: Tensor, w: Tensor | None, coef: Tensor, tables: Knots, base_weight: Tensor | None, activation: str,
+    x: Tensor, w: Tensor | None, spline_weight: Tensor, tables: Knots, base_weight: Tensor | None, activation: str,
     K: int, D: int, mode: str,
 ) -> Tensor:  # fmt: skip
-    (N, I), (_, M, O), operand = x.shape, coef.shape, OPERANDS[mode]
+    (N, I), (O, _, M), operand = x.shape, spline_weight.shape, OPERANDS[mode]
     y = x.new_empty(N, O)
-    matrix = coef.to(operand).reshape(I * M, O)
-    base = None if base_weight is None else base_weight.to(operand)
+    matrix = spline_weight.to(operand).reshape(O, I * M).t()
+    base = None if base_weight is None else base_weight.to(operand).t()
     rows = wide_part(N, I * (M + 1) * operand.itemsize + 2 * O * 4)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
@@ -57,12 +57,13 @@ def forward(
 
 
 def backward_input(
-    x: Tensor, g: Tensor, coef: Tensor, tables: Knots, base_weight: Tensor | None, activation: str, K: int, D: int, mode: str
-) -> Tensor:
-    (N, I), (_, M, O), T, operand = x.shape, coef.shape, tables.knots.shape[1], OPERANDS[mode]
+    x: Tensor, g: Tensor, spline_weight: Tensor, tables: Knots, base_weight: Tensor | None, activation: str,
+    K: int, D: int, mode: str,
+) -> Tensor:  # fmt: skip
+    (N, I), (O, _, M), T, operand = x.shape, spline_weight.shape, tables.knots.shape[1], OPERANDS[mode]
     result = x.new_empty(N, I)
-    matrix = coef.to(operand).reshape(I * M, O).t()
-    base = None if base_weight is None else base_weight.to(operand).t()
+    matrix = spline_weight.to(operand).reshape(O, I * M)
+    base = None if base_weight is None else base_weight.to(operand)
     rows = wide_part(N, I * (M + 1) * 4 + O * operand.itemsize)
     for n in range(0, N, rows):
         part = slice(n, min(n + rows, N))
@@ -78,25 +79,27 @@ def backward_input(
     return result
 
 
-def backward_coef(
+def backward_weight(
     x: Tensor, w: Tensor | None, g: Tensor, tables: Knots, gradients: Gradients, K: int, M: int, activation: str,
     D: int, mode: str,
 ) -> None:  # fmt: skip
     """All rows of some features at a time: their gradients are whole after one product."""
     (N, I), O, operand = x.shape, g.shape[1], OPERANDS[mode]
-    need_coef, need_scaler, need_base = gradients.needs
-    coef_gradient, scaler_gradient, base_gradient = gradients.tensors
-    base = activation if need_base else "none"
-    operands = g.to(operand)
+    need_spline_weight, need_spline_scaler, need_base_weight = gradients.needs
+    of_spline_weight, of_spline_scaler, of_base_weight = gradients.tensors
+    base = activation if need_base_weight else "none"
+    turned = g.to(operand).t()
     features = wide_part(I, N * (M + 1) * operand.itemsize + 2 * M * O * 4)
     for i in range(0, I, features):
         part = slice(i, min(i + features, I))
         bases, values = _bases(x, w, tables, K, M, base, D, mode, i, part.stop - i)
-        if need_coef or need_scaler:
-            gradient = _product(bases.t(), operands).view(-1, M, O) if D <= K else x.new_zeros(part.stop - i, M, O)
-            if need_scaler:
-                scaler_gradient[part] = (gradient * gradients.coef[part]).sum(1)
-            if need_coef:
-                coef_gradient[part] = gradient * gradients.scaler[part].unsqueeze(1) if gradients.scaled else gradient
-        if need_base:
-            base_gradient[part] = _product(values.t(), operands)
+        if need_spline_weight or need_spline_scaler:
+            gradient = _product(turned, bases).view(O, -1, M) if D <= K else x.new_zeros(O, part.stop - i, M)
+            if need_spline_scaler:
+                of_spline_scaler[:, part] = (gradient * gradients.spline_weight[:, part]).sum(2)
+            if need_spline_weight:
+                if gradients.scaled:
+                    gradient = gradient * gradients.spline_scaler[:, part].unsqueeze(2)
+                of_spline_weight[:, part] = gradient
+        if need_base_weight:
+            of_base_weight[:, part] = _product(turned, values)

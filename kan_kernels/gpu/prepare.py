@@ -1,12 +1,14 @@
 """What every launch needs: the products' precision, the ways of evaluation, tables of the knots, packed weights."""
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import fallbacks
+from ..layout import features_first, laid_out, new_gradient
 from . import weights
 from .choose import OLD_TRITON, Tiles, ceil_div, power_of_two
 
@@ -121,31 +123,32 @@ class Packed(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where `pack_kernel` puts the weights: slices 0 ... are the bases, padded with zeros, then the base."""
+    """Where `pack_kernel` puts the weights: the slices are the bases, padded with zeros, then base_weight."""
 
     slices: int
     strides: tuple[int, int, int]  # of i, m, o
     base_strides: tuple[int, int]  # of i, o
 
 
-def pack(coef: Tensor, scaler: Tensor | None, base: Tensor | None, mode: str, layout: Layout) -> Packed:
-    I, M, O = coef.shape
-    packed = coef.new_empty((layout.slices + 1) * I * O, dtype=OPERANDS[mode])
+def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tensor | None, mode: str, layout: Layout) -> Packed:
+    O, I, M = spline_weight.shape
+    packed = spline_weight.new_empty((layout.slices + 1) * I * O, dtype=OPERANDS[mode])
     packed_rest = torch.empty_like(packed) if mode == "fp16x3" else packed
     BR, BO = 2048 // power_of_two(O, 16, 128), power_of_two(O, 16, 128)
     programs = power_of_two(ceil_div(I * (M + 1), BR), 1, 256)
-    largest, inverse_scale = coef.new_empty(programs + 1, dtype=torch.float32).split([programs, 1])
-    some_scaler = coef[:, 0] if scaler is None else scaler
-    some_base = coef[:, 0] if base is None else base
-    strides = (*coef.stride(), *some_scaler.stride(), *some_base.stride())
-    has = {"SCALED": scaler is not None, "HAS_BASE": base is not None}
+    largest, inverse_scale = spline_weight.new_empty(programs + 1, dtype=torch.float32).split([programs, 1])
+    tensors = (
+        spline_weight,
+        spline_weight[:, :, 0] if spline_scaler is None else spline_scaler,
+        spline_weight[:, :, 0] if base_weight is None else base_weight,
+    )
+    strides = [stride for tensor in tensors for stride in tensor.stride()]
+    has = {"SCALED": spline_scaler is not None, "HAS_BASE": base_weight is not None}
     if mode == "fp16x3":
-        weights.largest_kernel[(programs,)](
-            coef, some_scaler, some_base, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS
-        )
+        weights.largest_kernel[(programs,)](*tensors, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS)
     weights.pack_kernel[(ceil_div(I, 32) * ceil_div(O, 32) * (layout.slices + 1),)](
-        coef, some_scaler, some_base, largest, packed, packed_rest, inverse_scale, *strides,
-        *layout.strides, layout.slices * I * O, *layout.base_strides, I, M, O,
+        *tensors, largest, packed, packed_rest, inverse_scale, *strides,
+        *layout.strides, layout.slices * I * O, *layout.base_strides, layout.slices, I, M, O,
         TRANSPOSED=layout.base_strides[0] == 1, MODE=mode, PROGRAMS=programs, BI=32, BO=32, num_warps=4, **has, **OPTIONS,
     )  # fmt: skip
     return Packed(packed, packed_rest, inverse_scale)
@@ -161,27 +164,45 @@ def base_name(base_weight: Tensor | None, activation: str) -> str:
 
 
 class Gradients:
-    """The gradients of coef, scaler and base_weight as the caller wants them, from sums over the rows in parts."""
+    """The gradients of spline_weight, spline_scaler and base_weight, in `layout.py`'s order, from sums over the rows in parts.
 
-    def __init__(self, x: Tensor, coef: Tensor | None, scaler: Tensor | None, shape: tuple[int, int, int], needs) -> None:
-        I, M, O = shape
-        self.coef = x.new_empty(1, 1, 1) if coef is None else coef
-        self.scaler = self.coef[:, 0] if scaler is None else scaler
-        needs = needs[0], needs[1] and coef is not None, needs[2]  # as the reference
-        self.M, self.O, self.needs, self.scaled = M, O, needs, scaler is not None
-        shapes = (I, M, O), (I, O), (I, O)
-        coef_gradient, scaler_gradient, base_gradient = (
-            x.new_empty(size if need else (0,)) for need, size in zip(needs, shapes, strict=True)
+    shape: (O, I, M). A gradient that is not needed is empty, and so is spline_scaler's without spline_weight, as in the
+    reference.
+    """
+
+    def __init__(
+        self, x: Tensor, spline_weight: Tensor | None, spline_scaler: Tensor | None, shape: tuple[int, int, int],
+        needs: tuple[bool, bool, bool],
+    ) -> None:  # fmt: skip
+        O, I, M = shape
+        self.spline_weight = x.new_empty(1, 1, 1) if spline_weight is None else spline_weight
+        self.spline_scaler = self.spline_weight[:, :, 0] if spline_scaler is None else spline_scaler
+        self.needs = needs[0], needs[1] and spline_weight is not None, needs[2]
+        self.M, self.O, self.scaled = M, O, spline_scaler is not None
+        transposed = features_first(spline_weight)
+        of_spline_weight, of_spline_scaler, of_base_weight = (
+            new_gradient(x, size, transposed) if need else x.new_empty(0)
+            for need, size in zip(self.needs, (shape, (O, I), (O, I)), strict=True)
         )
-        self.tensors = coef_gradient, scaler_gradient, base_gradient
+        self.tensors = of_spline_weight, of_spline_scaler, of_base_weight
+        self.strides = (1, O) if transposed else (I, 1)  # of o and i, for spline_weight times M
 
     def finish(self, partial: Tensor, first: int) -> None:
         """Write the gradients of the features from `first` on: partial (S, M+1, features, O)."""
         summed = partial[0] if partial.shape[0] == 1 else partial.sum(0)
-        features, BO = partial.shape[2], power_of_two(self.O, 16, 256)
-        need_coef, need_scaler, need_base = self.needs
+        features, BO, BM = partial.shape[2], power_of_two(self.O, 16, 64), power_of_two(self.M, 2, 16)
+        need_spline_weight, need_spline_scaler, need_base_weight = self.needs
         weights.finish_kernel[(features * ceil_div(self.O, BO),)](
-            summed, self.coef, self.scaler, *self.tensors, *self.coef.stride(), *self.scaler.stride(),
-            first, features, self.M, self.O, SCALED=self.scaled,
-            NEED_COEF=need_coef, NEED_SCALER=need_scaler, NEED_BASE=need_base, BO=BO, num_warps=4, **OPTIONS,
+            summed, self.spline_weight, self.spline_scaler, *self.tensors,
+            *self.spline_weight.stride(), *self.spline_scaler.stride(), *self.strides, first, features, self.M, self.O,
+            SCALED=self.scaled, NEED_SPLINE_WEIGHT=need_spline_weight, NEED_SPLINE_SCALER=need_spline_scaler,
+            NEED_BASE_WEIGHT=need_base_weight, BO=BO, BM=BM, num_warps=4, **OPTIONS,
         )  # fmt: skip
+
+
+def in_layout(gradients: Sequence[Tensor], spline_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference's gradients of the parameters, in memory as `Gradients` has them."""
+    of_spline_weight, of_spline_scaler, of_base_weight = (
+        laid_out(gradient, features_first(spline_weight)) for gradient in gradients
+    )
+    return of_spline_weight, of_spline_scaler, of_base_weight

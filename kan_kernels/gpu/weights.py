@@ -62,17 +62,17 @@ def knots_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def largest_kernel(
-    coef,  # (I, M, O)
-    scaler,  # (I, O) or unused
-    base,  # (I, O) or unused
+    spline_weight,  # (O, I, M)
+    spline_scaler,  # (O, I) or unused
+    base_weight,  # (O, I) or unused
     largest,  # out (programs,): the largest |weight| that a program saw
-    coef_stride_i,
-    coef_stride_m,
-    coef_stride_o,
-    scaler_stride_i,
-    scaler_stride_o,
-    base_stride_i,
-    base_stride_o,
+    spline_weight_stride_o,
+    spline_weight_stride_i,
+    spline_weight_stride_m,
+    spline_scaler_stride_o,
+    spline_scaler_stride_i,
+    base_weight_stride_o,
+    base_weight_stride_i,
     I,
     M,
     O,
@@ -82,9 +82,9 @@ def largest_kernel(
     BO: tl.constexpr,
 ):
     matrices = (
-        (coef, coef_stride_i, coef_stride_m, coef_stride_o),
-        (scaler, scaler_stride_i, scaler_stride_o),
-        (base, base_stride_i, base_stride_o),
+        (spline_weight, spline_weight_stride_o, spline_weight_stride_i, spline_weight_stride_m),
+        (spline_scaler, spline_scaler_stride_o, spline_scaler_stride_i),
+        (base_weight, base_weight_stride_o, base_weight_stride_i),
     )
     found = tl.zeros((BR, BO), tl.float32)
     rows = (M + 1).to(tl.int64) * I
@@ -95,53 +95,54 @@ def largest_kernel(
         for o0 in range(0, O, BO):
             o = (o0 + tl.arange(0, BO).to(tl.int64))[None, :]
             mask = (row < rows)[:, None] & (o < O)
-            weight = _weight(matrices, i, m, o, mask, M, SCALED, HAS_BASE)
+            weight = _weight(matrices, o, i, m, mask, M, SCALED, HAS_BASE)
             found = tl.maximum(found, tl.abs(finite(weight)))
     tl.store(largest + tl.program_id(0), tl.max(tl.max(found, axis=1), axis=0))
 
 
 @triton.jit
-def _weight(matrices, i, m, o, mask, M, SCALED: tl.constexpr, HAS_BASE: tl.constexpr):
-    """Weight m of feature i for outputs o, the base being weight M; 0 outside of the mask. i, m and o broadcast."""
-    coef, scaler, base = matrices
-    weight = tl.load(coef[0] + i * coef[1] + m * coef[2] + o * coef[3], mask=mask & (m < M), other=0.0)
+def _weight(matrices, o, i, m, mask, M, SCALED: tl.constexpr, HAS_BASE: tl.constexpr):
+    """Weight m of output o and feature i, and 0 outside of the mask. Weight M is base_weight. o, i and m broadcast."""
+    spline, scaler, base = matrices
+    weight = tl.load(spline[0] + o * spline[1] + i * spline[2] + m * spline[3], mask=mask & (m < M), other=0.0)
     if SCALED:
-        factor = tl.load(scaler[0] + i * scaler[1] + o * scaler[2], mask=mask, other=0.0)
-        if coef[0].dtype.element_ty == tl.float64:
+        factor = tl.load(scaler[0] + o * scaler[1] + i * scaler[2], mask=mask, other=0.0)
+        if spline[0].dtype.element_ty == tl.float64:
             weight = weight * factor
         else:
             # as the reference's product, which rounds to the weights' type
-            weight = (weight.to(tl.float32) * factor.to(tl.float32)).to(coef[0].dtype.element_ty)
-    if coef[0].dtype.element_ty != tl.float64:
+            weight = (weight.to(tl.float32) * factor.to(tl.float32)).to(spline[0].dtype.element_ty)
+    if spline[0].dtype.element_ty != tl.float64:
         weight = weight.to(tl.float32)
     if HAS_BASE:
-        base_weight = tl.load(base[0] + i * base[1] + o * base[2], mask=mask & (m == M), other=0.0).to(weight.dtype)
-        weight = tl.where(m == M, base_weight, weight)
+        of_base = tl.load(base[0] + o * base[1] + i * base[2], mask=mask & (m == M), other=0.0).to(weight.dtype)
+        weight = tl.where(m == M, of_base, weight)
     return weight
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "slices"])
 def pack_kernel(
-    coef,  # (I, M, O)
-    scaler,  # (I, O) or unused
-    base,  # (I, O) or unused
+    spline_weight,  # (O, I, M)
+    spline_scaler,  # (O, I) or unused
+    base_weight,  # (O, I) or unused
     largest,  # (PROGRAMS,) from `largest_kernel`, for fp16x3
-    packed,  # out, at these strides: coef * scaler and base, rounded to operands
+    packed,  # out, at these strides: spline_weight * spline_scaler and base_weight, rounded to operands
     packed_rest,  # out, as packed: what rounding left, for fp16x3
     inverse_scale,  # out (1,): what the weights have to be multiplied with again, for fp16x3
-    coef_stride_i,
-    coef_stride_m,
-    coef_stride_o,
-    scaler_stride_i,
-    scaler_stride_o,
-    base_stride_i,
-    base_stride_o,
+    spline_weight_stride_o,
+    spline_weight_stride_i,
+    spline_weight_stride_m,
+    spline_scaler_stride_o,
+    spline_scaler_stride_i,
+    base_weight_stride_o,
+    base_weight_stride_i,
     packed_stride_i,  # of the bases' weights
     packed_stride_m,
     packed_stride_o,
-    packed_base,  # where the base's weights begin
+    packed_base,  # where base_weight begins
     packed_base_stride_i,
     packed_base_stride_o,
+    slices,  # of the bases, some of them padding
     I,
     M,
     O,
@@ -153,22 +154,22 @@ def pack_kernel(
     BI: tl.constexpr,
     BO: tl.constexpr,
 ):
-    tiles = tl.cdiv(O, BO)
-    of_slice = tl.cdiv(I, BI) * tiles
-    pid = tl.program_id(0) % of_slice
-    # Slices 0 ... M-1 are the bases, the last is the base; those between are padding.
-    is_base = tl.program_id(0) >= tl.num_programs(0) - of_slice
-    slice_ = (tl.program_id(0) // of_slice).to(tl.int64)
+    # Slices 0 to M - 1 are the bases, the last is base_weight, and those between are padding. Neighbouring programs have
+    # the same edges, so that they share the cache lines of spline_weight.
+    slice_ = (tl.program_id(0) % (slices + 1)).to(tl.int64)
+    pid = tl.program_id(0) // (slices + 1)
+    is_base = slice_ == slices
     m = tl.where(is_base, M, tl.where(slice_ < M, slice_, M + 1)) + tl.zeros((1, 1), tl.int64)
+    tiles = tl.cdiv(O, BO)
     i = (pid // tiles).to(tl.int64) * BI + tl.arange(0, BI)
     o = (pid % tiles).to(tl.int64) * BO + tl.arange(0, BO)
     mask = (i < I)[:, None] & (o < O)[None, :]
     matrices = (
-        (coef, coef_stride_i, coef_stride_m, coef_stride_o),
-        (scaler, scaler_stride_i, scaler_stride_o),
-        (base, base_stride_i, base_stride_o),
+        (spline_weight, spline_weight_stride_o, spline_weight_stride_i, spline_weight_stride_m),
+        (spline_scaler, spline_scaler_stride_o, spline_scaler_stride_i),
+        (base_weight, base_weight_stride_o, base_weight_stride_i),
     )
-    weight = _weight(matrices, i[:, None], m, o[None, :], mask, M, SCALED, HAS_BASE)
+    weight = _weight(matrices, o[None, :], i[:, None], m, mask, M, SCALED, HAS_BASE)
     if MODE == "fp16x3":
         scale, inverse = power_of_two(tl.max(tl.load(largest + tl.arange(0, PROGRAMS)), axis=0))
         weight = weight * scale
@@ -187,52 +188,60 @@ def pack_kernel(
         tl.store(packed_rest + at, rest(finite(weight), finite(high)), mask=mask)
 
 
-@triton.jit(do_not_specialize=["first", "M"])
+@triton.jit(do_not_specialize=["first", "features", "M"])
 def finish_kernel(
-    summed,  # (M+1, I, O): the gradient of the bases' weights and of the base's
-    coef,  # (all I, M, O), for the gradient of scaler
-    scaler,  # (all I, O) or unused
-    coef_gradient,  # out (all I, M, O)
-    scaler_gradient,  # out (all I, O)
-    base_gradient,  # out (all I, O)
-    coef_stride_i,
-    coef_stride_m,
-    coef_stride_o,
-    scaler_stride_i,
-    scaler_stride_o,
-    first,  # of the features in `summed`
-    I,
+    summed,  # (M+1, features, O): the gradient of the bases' weights and of base_weight
+    spline_weight,  # (O, I, M), for the gradient of spline_scaler
+    spline_scaler,  # (O, I) or unused
+    spline_weight_gradient,  # out (O, I, M), with the strides M * gradient_stride_o, M * gradient_stride_i and 1
+    spline_scaler_gradient,  # out (O, I)
+    base_weight_gradient,  # out (O, I)
+    spline_weight_stride_o,
+    spline_weight_stride_i,
+    spline_weight_stride_m,
+    spline_scaler_stride_o,
+    spline_scaler_stride_i,
+    gradient_stride_o,  # of the gradients of spline_scaler and base_weight
+    gradient_stride_i,
+    first,  # feature in `summed`, and how many
+    features,
     M,
     O,
     SCALED: tl.constexpr,
-    NEED_COEF: tl.constexpr,
-    NEED_SCALER: tl.constexpr,
-    NEED_BASE: tl.constexpr,
+    NEED_SPLINE_WEIGHT: tl.constexpr,
+    NEED_SPLINE_SCALER: tl.constexpr,
+    NEED_BASE_WEIGHT: tl.constexpr,
     BO: tl.constexpr,
+    BM: tl.constexpr,
 ):
-    tiles = tl.cdiv(O, BO)
-    pid = tl.program_id(0)
-    inner = (pid // tiles).to(tl.int64)
+    # A program has one feature. It reads sums whose neighbours in memory are outputs, and writes gradients whose neighbours in
+    # memory are bases. Neighbouring programs have neighbouring features, whose gradients share cache lines.
+    inner = (tl.program_id(0) % features).to(tl.int64)
     i = first + inner
-    o = (pid % tiles).to(tl.int64) * BO + tl.arange(0, BO)
-    mask = o < O
+    o = (tl.program_id(0) // features).to(tl.int64) * BO + tl.arange(0, BO)
+    mask_o = o < O
+    edge = o * gradient_stride_o + i * gradient_stride_i
     compute = summed.dtype.element_ty
-    if NEED_COEF or NEED_SCALER:
+    if NEED_SPLINE_WEIGHT or NEED_SPLINE_SCALER:
         total = tl.zeros((BO,), compute)
-        at = coef + i * coef_stride_i + o * coef_stride_o
+        weights = spline_weight + i * spline_weight_stride_i + o * spline_weight_stride_o
         if SCALED:
-            factor = tl.load(scaler + i * scaler_stride_i + o * scaler_stride_o, mask=mask, other=0.0).to(compute)
-        for m in range(M):
-            gradient = tl.load(summed + (m * I + inner) * O + o, mask=mask, other=0.0)
-            if NEED_SCALER:
-                total += gradient * tl.load(at, mask=mask, other=0.0).to(compute)
-                at += coef_stride_m
-            if NEED_COEF:
+            factors = spline_scaler + i * spline_scaler_stride_i + o * spline_scaler_stride_o
+            factor = tl.load(factors, mask=mask_o, other=0.0).to(compute)
+        for m0 in range(0, M, BM):
+            m = (m0 + tl.arange(0, BM)).to(tl.int64)
+            mask = mask_o[:, None] & (m < M)[None, :]
+            sums = summed + ((m * features + inner) * O)[:, None] + o[None, :]
+            gradient = tl.trans(tl.load(sums, mask=tl.trans(mask), other=0.0))
+            if NEED_SPLINE_SCALER:
+                weight = tl.load(weights[:, None] + m[None, :] * spline_weight_stride_m, mask=mask, other=0.0).to(compute)
+                total += tl.sum(gradient * weight, axis=1)
+            if NEED_SPLINE_WEIGHT:
                 if SCALED:
-                    gradient = gradient * factor
-                tl.store(coef_gradient + (i * M + m) * O + o, gradient, mask=mask)
-        if NEED_SCALER:
-            tl.store(scaler_gradient + i * O + o, total, mask=mask)
-    if NEED_BASE:
-        gradient = tl.load(summed + (M.to(tl.int64) * I + inner) * O + o, mask=mask, other=0.0)
-        tl.store(base_gradient + i * O + o, gradient, mask=mask)
+                    gradient = gradient * factor[:, None]
+                tl.store(spline_weight_gradient + edge[:, None] * M + m[None, :], gradient, mask=mask)
+        if NEED_SPLINE_SCALER:
+            tl.store(spline_scaler_gradient + edge, total, mask=mask_o)
+    if NEED_BASE_WEIGHT:
+        gradient = tl.load(summed + (M.to(tl.int64) * features + inner) * O + o, mask=mask_o, other=0.0)
+        tl.store(base_weight_gradient + edge, gradient, mask=mask_o)

@@ -1,8 +1,8 @@
 """For many outputs: the bases in the operands' type in memory, a bounded part at a time, and the vendor's matrix products.
 
 The bases are evaluated once, not once for each block of outputs, and the product runs at the vendor's speed: for more than
-some thousand outputs this is worth the trip through memory. Column of a matrix of bases: feature * M + basis, as in coef
-(I, M, O).
+some thousand outputs this is worth the trip through memory. Column of a matrix of bases: feature * M + basis, as in
+spline_weight (O, I, M).
 """
 
 import triton

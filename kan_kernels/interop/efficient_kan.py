@@ -2,43 +2,48 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import fallbacks
 from ..checks import check_number, check_rows
 from ..functional import base_activation_of, kan_linear
 from ..grid import data_knots
 from ..layers import KANLinear
-from ..projection import transfer_matrix
+from ..projection import transfer_matrix, transferred
 from ..reference import spline_order
-from .fused import Fused, fused_class, objection_to_forward
-from .probe import disagreement, extreme_inputs, probe_inputs
+from .fused import Fused, Verdict, definer, fused_class, held_tensors, objection_to_forward, objection_to_tensors
+from .probe import Kind, changed, disagreement, ends, kind_of, layer_values, on_its_own, telling_features, twin
 
 KIND = "efficient-kan's KANLinear"
-_PARAMETERS = {"base_weight", "spline_weight"}
+_RANKS = {"base_weight": 2, "spline_weight": 3, "grid": 2}
 _SCALER = "spline_scaler"
+_FLAG = "enable_standalone_scale_spline"
 _PREFIX = "layers."
 
 
 class FusedKANLinear(Fused):
-    """efficient-kan's `KANLinear` on the kernels. `base_weight (O, I)`, `spline_weight (O, I, G+K)`, `grid (I, G+2K+1)`."""
+    """efficient-kan's `KANLinear` on the kernels: `base_weight (O, I)`, `spline_weight (O, I, G+K)`, `grid (I, G+2K+1)`."""
 
     replaced: ClassVar[tuple[str, ...]] = ("forward", "update_grid")
+    inline_activation: ClassVar[str | None] = None  # of a forward that has it in its text; else the layer holds it
+    _parameters: dict[str, Tensor]
+    _buffers: dict[str, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
-        layer = cast(Any, self)
-        scaler = layer.spline_scaler.t() if layer.enable_standalone_scale_spline else None
-        return kan_linear(
-            x,
-            layer.spline_weight.permute(1, 2, 0),
-            layer.grid,
-            layer.base_weight.t(),
-            base_activation=base_activation_of(layer.base_activation),
-            scaler=scaler,
-        )
+        held = self._parameters
+        try:  # nn.Module's attributes take a quarter of a small layer's forward
+            weight, base_weight, grid = held["spline_weight"], held["base_weight"], self._buffers["grid"]
+        except KeyError:  # parametrized, pruned, or a grid that is a parameter
+            weight, base_weight, grid = (getattr(self, name) for name in ("spline_weight", "base_weight", "grid"))
+        if grid.requires_grad:
+            return _with_trained_knots(self, x)
+        activation = self.inline_activation or base_activation_of(cast(Any, self).base_activation)
+        return kan_linear(x, weight, grid, base_weight, spline_scaler=_scaler_of(self), base_activation=activation)
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
@@ -47,45 +52,125 @@ class FusedKANLinear(Fused):
         efficient-kan refits the scaled spline into the unscaled weight, which changes the function wherever there is a scaler.
         """
         layer = cast(Any, self)
-        rows = check_rows(x, layer.in_features, 1).detach().to(layer.grid.dtype)
+        _, I, M = layer.spline_weight.shape
+        K = spline_order(M, layer.grid.shape[1])
+        rows = check_rows(x, I, 1).detach().to(layer.grid.dtype)
         check_number("margin", margin, 0.0)
-        knots = data_knots(rows, layer.grid_size, layer.spline_order, layer.grid_eps, margin, "efficient-kan")
-        knots = knots.to(layer.grid.dtype)
-        coef = transfer_matrix(layer.grid, knots, layer.spline_order, rows) @ layer.spline_weight.double().permute(1, 2, 0)
-        layer.spline_weight.copy_(coef.permute(2, 0, 1))
+        knots = data_knots(rows, M - K, K, layer.grid_eps, margin, "efficient-kan").to(layer.grid.dtype)
+        layer.spline_weight.copy_(transferred(layer.spline_weight, transfer_matrix(layer.grid, knots, K, rows)))
         layer.grid.copy_(knots)
 
 
+class FusedWithSiLU(FusedKANLinear):
+    """One whose forward applies SiLU by itself."""
+
+    inline_activation = "silu"
+
+
+class FusedWithIdentity(FusedKANLinear):
+    """One whose forward has no base activation."""
+
+    inline_activation = "identity"
+
+
+def _scaler_of(layer: Any) -> Tensor | None:
+    standalone = vars(layer).get(_FLAG)
+    if standalone is None:
+        return getattr(layer, _SCALER, None)
+    return layer.spline_scaler if standalone else None
+
+
+def _with_trained_knots(layer: Any, x: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        fallbacks.note(f"a {layer.peer.__name__} runs its own forward", "its grid is trained")
+    return layer.peer.forward(layer, x)
+
+
 def looks_like_layer(module: nn.Module) -> bool:
-    """Its parameters have efficient-kan's names."""
-    return {name for name, _ in module.named_parameters(recurse=False)} >= _PARAMETERS
+    """It holds parameters of efficient-kan's names."""
+    return {name for name, _ in module.named_parameters(recurse=False)} >= _RANKS.keys() - {"grid"}
 
 
-def objection_to_layer(module: nn.Module) -> str:
-    """Why it is not efficient-kan's layer after all, "" if it is."""
-    own = {name for name, _ in module.named_parameters(recurse=False)} - {_SCALER}
-    buffers = {name for name, _ in module.named_buffers(recurse=False)}
-    if own != _PARAMETERS or buffers != {"grid"}:
-        return f"it holds {sorted(own | buffers)}, efficient-kan's holds {sorted(_PARAMETERS | {'grid'})}"
+def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
+    """Whether it is efficient-kan's layer after all. Of a kind that is known it is not compared; one that is it adds."""
+    reason = _objection_to_tensors(module) or _objection_to_attributes(module) or objection_to_forward(module, ("x",))
+    if reason:
+        return Verdict(reason)
+    kind = kind_of(module, ("in_features", "out_features"))
+    if kind in known:
+        return Verdict(exchanges=((module, known[kind]),))
+    reasons = []
+    for mixin in (FusedKANLinear,) if hasattr(module, "base_activation") else (FusedWithSiLU, FusedWithIdentity):
+        reasons.append(_disagreement(module, mixin))
+        if not reasons[-1]:
+            known[kind] = mixin
+            return Verdict(exchanges=((module, mixin),))
+    return Verdict(reasons[0])
+
+
+def _objection_to_tensors(module: nn.Module) -> str:
+    held = held_tensors(module)
+    if held.keys() - {_SCALER} != _RANKS.keys():
+        return f"it holds {sorted(held.keys() - {_SCALER})}, efficient-kan's holds {sorted(_RANKS)}"
+    reason = objection_to_tensors(held, _RANKS | {_SCALER: 2})
+    if reason:
+        return reason
+    weight, base_weight, grid = held["spline_weight"], held["base_weight"], held["grid"]
+    scaler = held.get(_SCALER)
+    O, I, M = weight.shape
+    K = spline_order(M, grid.shape[1])
+    G = M - K
+    given = {name: getattr(module, name) for name in ("spline_order", "grid_size") if hasattr(module, name)}
+    sizes_fit = grid.shape[0] == I and base_weight.shape == (O, I) and (scaler is None or scaler.shape == (O, I))
+    if K < 0 or G < 1 or not sizes_fit or not given.items() <= {"spline_order": K, "grid_size": G}.items():
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in held.items())
+        return f"the shapes do not fit: {found}" + "".join(f", {name} = {value!r}" for name, value in given.items())
+    return ""
+
+
+def _objection_to_attributes(module: nn.Module) -> str:
     layer = cast(Any, module)
-    missing = [name for name in ("base_activation", "spline_order", "grid_size", "grid_eps") if not hasattr(layer, name)]
-    if missing or not hasattr(layer, "enable_standalone_scale_spline"):
-        return f"it has no {', '.join(missing) or 'enable_standalone_scale_spline'}"
-    if not isinstance(layer.base_activation, nn.Module):
+    if definer(type(module), "update_grid") is not None and not hasattr(layer, "grid_eps"):
+        return "it has no grid_eps"
+    if hasattr(layer, "base_activation") and not isinstance(layer.base_activation, nn.Module):
         return f"its base_activation is no module but {layer.base_activation!r}"
-    standalone = bool(layer.enable_standalone_scale_spline)
-    if standalone != (getattr(module, _SCALER, None) is not None):
-        return f"enable_standalone_scale_spline is {standalone}, and spline_scaler says otherwise"
-    O, I, M = layer.spline_weight.shape
-    K, G = layer.spline_order, layer.grid_size
-    if layer.grid.shape != (I, G + 2 * K + 1) or M != G + K or layer.base_weight.shape != (O, I):
-        return f"the shapes do not fit: spline_weight {(O, I, M)}, grid {tuple(layer.grid.shape)}, K = {K}, G = {G}"
-    objection = objection_to_forward(module, ("x",))
-    if objection:
-        return objection
-    x = torch.cat([probe_inputs(layer.grid), extreme_inputs(I, layer.grid)])
-    fused = cast(Any, fused_class(FusedKANLinear, type(module)))
-    return disagreement(module, (), lambda twin: [type(module).forward(twin, x)], lambda twin: [fused.forward(twin, x)])
+    standalone = module._parameters.get(_SCALER) is not None
+    if hasattr(layer, _FLAG) and bool(getattr(layer, _FLAG)) != standalone:
+        return f"{_FLAG} is {bool(getattr(layer, _FLAG))}, and spline_scaler says otherwise"
+    return ""
+
+
+def _disagreement(module: nn.Module, mixin: type[FusedKANLinear]) -> str:
+    """Of a few inputs and outputs, or of all if its forward does not go with these: it may have sizes under other names."""
+    layer = cast(Any, module)
+    O, I, _ = layer.spline_weight.shape
+    few = telling_features(layer.grid), ends(O)
+    reason = _disagreement_of(module, mixin, *few)
+    if reason and tuple(map(len, few)) != (I, O):
+        reason = _disagreement_of(module, mixin, list(range(I)), list(range(O)))
+    return reason
+
+
+def _disagreement_of(module: nn.Module, mixin: type[FusedKANLinear], inputs: list[int], outputs: list[int]) -> str:
+    layer, cls = cast(Any, module), type(module)
+    fused = fused_class(mixin, cls)
+    sizes = {"in_features": len(inputs), "out_features": len(outputs)}
+    sizes = {name: size for name, size in sizes.items() if hasattr(layer, name)}
+
+    def twin_of(share: float) -> nn.Module:
+        tensors = {"grid": layer.grid.detach()[inputs].double()}
+        for name, weight in layer._parameters.items():
+            if name != "grid" and weight is not None:
+                tensors[name] = changed(weight.detach()[outputs][:, inputs], share)
+        return twin(cls, module, tensors, sizes)
+
+    def called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
+        copied.__class__ = by
+        return [cast(Any, by).forward(copied, x)]
+
+    with on_its_own(layer.grid.device):
+        grid = layer.grid.detach()[inputs].double()
+        return disagreement(twin_of, layer_values(partial(called, cls), grid), layer_values(partial(called, fused), grid))
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:
@@ -122,7 +207,7 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
     activation = base_activation if peer is None else getattr(peer, "base_activation", base_activation)
     layer = layer_of(state, activation, 0.02 if peer is None else float(getattr(peer, "grid_eps", 0.02)))
     if peer is not None:
-        take_frozen(layer, peer, {"base_coef": "base_weight", "coef": "spline_weight", "scaler": _SCALER})
+        take_frozen(layer, peer, {name: name for name in ("base_weight", "spline_weight", _SCALER)})
     return layer
 
 

@@ -1,67 +1,202 @@
-"""Does a module compute what its parameters' names promise? Its own forward is compared with the fused one before."""
+"""Does a module compute what its parameters' names promise? Its own forward is compared with the fused one before.
+
+Small copies of it are compared, of a few of its inputs and outputs, so that this costs little for layers of any width; and
+with parameters that differ from its own, so that edges which are zero or masked are compared too.
+"""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 POINTS = 11
 TOLERANCE = 1e-8  # relative, in float64: a layer that adds a bias of 1e-4 is another layer
+# In training mode or not, since dropout and the like depend on it, and with which share of the parameters' numbers changed:
+# half of them, since a forward may treat small numbers in a way of its own, and all.
+_PASSES = ((False, 0.5), (True, 1.0))
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+Numbers = Callable[[Any], list[Tensor]]
+Kind = tuple[Any, ...]
 
 
 def probe_inputs(grid: Tensor) -> Tensor:
     """(11, I), float64: inputs over the length of every feature's knots (I, T) and beyond, in another order for each."""
-    low, high = grid[:, 0].double(), grid[:, -1].double()
-    row = torch.arange(POINTS, dtype=torch.float64, device=grid.device).unsqueeze(1)
-    feature = torch.arange(grid.shape[0], dtype=torch.float64, device=grid.device)
+    low, high = grid[:, :1].double(), grid[:, -1:].double()
+    row = torch.arange(POINTS, dtype=torch.float64, device=grid.device)
+    feature = torch.arange(grid.shape[0], dtype=torch.float64, device=grid.device).unsqueeze(1)
     place = (row * 0.381966 + feature * 0.7548777) % 1 * 1.1 - 0.05
-    return low + place * (high - low)
+    return torch.lerp(low, high, place).t()
 
 
-def extreme_inputs(features: int, like: Tensor) -> Tensor:
-    """(6, features), float64: what a clamp or nan_to_num before the layer would show on."""
-    values = torch.tensor([1e3, -1e3, 30.0, -30.0, 0.0, float("nan")], dtype=torch.float64)
-    return values.to(like.device).unsqueeze(1).expand(-1, features).clone()
+def extreme_inputs(features: int, device: torch.device, with_nan: bool = True) -> Tensor:
+    """(6, features), float64, or 5 without NaN: what a clamp or nan_to_num before the layer would show on."""
+    values = [1e3, -1e3, 30.0, -30.0, 0.0, *([float("nan")] if with_nan else [])]
+    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1).repeat(1, features)
 
 
-def disagreement(module: nn.Module, leave_out: Sequence[str], theirs: Callable[[Any], Any], ours: Callable[[Any], Any]) -> str:
+def ends(count: int) -> list[int]:
+    """The first and the last of `count` inputs or outputs."""
+    return sorted({0, count - 1}) if count else []
+
+
+def telling_features(grid: Tensor) -> list[int]:
+    """The first, the last, and the one whose knots (I, T) are nearest to each other or are equal or unordered."""
+    if len(grid) < 4:
+        return list(range(len(grid)))
+    steps = grid.detach().diff(dim=1)
+    return sorted({0, int((steps.amin(1) / steps.amax(1)).argmin()), len(grid) - 1})
+
+
+def changed(tensor: Tensor, share: float) -> Tensor:
+    """A float64 copy, of whose numbers a share have something in [-1, 1] added: the same for a shape, and nobody's random."""
+    make = _few_changes if tensor.numel() <= 4096 else _changes
+    return make(tensor.shape, share, tensor.device) + tensor.detach()
+
+
+def _changes(shape: torch.Size, share: float, device: torch.device) -> Tensor:
+    place = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device).view(shape)
+    return (place * 0.618034 % 1 * 2 - 1) * ((place * 0.754878) % 1 < share)
+
+
+_few_changes = lru_cache(maxsize=128)(_changes)
+
+
+def twin(
+    cls: type[nn.Module],
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, Any],
+    children: Mapping[str, nn.Module] | None = None,
+) -> nn.Module:
+    """A copy of a module, of class cls, that holds these float64 tensors in place of its own, and these attributes.
+
+    Its children are copied, in float64, or are those given; hooks are not copied. What else it holds it shares with the
+    module, all but the lists, dicts and sets themselves.
+    """
+    copied = cls.__new__(cls)
+    held = {name: copy.copy(value) if type(value) in (list, dict, set) else value for name, value in vars(module).items()}
+    held.pop("_compiled_call_impl", None)
+    vars(copied).update(held | vars(nn.Module()) | dict(attributes))
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            copied._parameters[name] = nn.Parameter(tensor, requires_grad=name != "grid")
+        else:
+            copied._buffers[name] = tensor
+    if children is None:
+        copied._modules.update({name: _copied(child) for name, child in module._modules.items()})
+    else:
+        vars(copied).update(module._modules)  # no children of the copy, whose training mode would be theirs
+        copied._modules.update(children)
+        for name in children:
+            del vars(copied)[name]
+    return copied
+
+
+def disagreement(twin_of: Callable[[float], nn.Module], theirs: Numbers, ours: Numbers) -> str:
     """Why two forwards of a module are not the same function, "" if they are.
 
-    Each is called with a float64 copy of the module, in training mode, so that dropout and the like show, and not; without
-    the attributes `leave_out` and hooks. It returns tensors to compare. What is NaN in theirs is not compared.
+    Args:
+        twin_of: makes a copy of the module, by `twin`, with that share of its numbers changed.
+        theirs, ours: call a copy by either forward, and return tensors to compare. What is NaN in theirs is not compared.
     """
     found_numbers = False
-    for training in (True, False):
+    for training, share in _PASSES:
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[p.device for p in module.parameters() if p.is_cuda]):
-                copies = [_twin(module, leave_out).train(training) for _ in range(2)]
-                pairs = list(zip(theirs(copies[0]), ours(copies[1]), strict=True))
+            copied = nn.Module.train(twin_of(share), training)
+            found, expected = ours(copied), theirs(copied)
         except Exception as error:  # whatever a look-alike does
-            return f"its forward cannot be compared: {type(error).__name__}: {error}"
-        for a, b in pairs:
-            if a.shape != b.shape:
-                return f"its forward gives shape {tuple(a.shape)} where the fused one gives {tuple(b.shape)}"
-            off = (a - b).abs().masked_fill(a.isnan() | (a == b), 0.0)
-            size = a.nan_to_num(0.0, 0.0, 0.0).abs().max()
-            if not bool((off <= TOLERANCE * (1 + size)).all()):
-                return f"its forward computes something else: up to {off.max().item():.3g} beside values of {size.item():.3g}"
+            return f"its forward cannot be compared: {one_line(error)}"
+        if len(expected) != len(found):
+            return f"its forward gives {len(expected)} tensors where the fused one gives {len(found)}"
+        for a, b in zip(expected, found, strict=True):
+            difference = _difference(a.detach(), b.detach())
+            if difference:
+                return difference
             found_numbers = found_numbers or bool((a.isfinite() & (a != 0)).any())
     return "" if found_numbers else "its own forward gives nothing to compare"
 
 
-def _twin(module: nn.Module, leave_out: Sequence[str]) -> nn.Module:
-    twin = module.__class__.__new__(module.__class__)
-    memo: dict[int, Any] = {}
-    for name, value in vars(module).items():
-        if name in leave_out:
-            continue
-        try:
-            twin.__dict__[name] = copy.deepcopy(value, memo)
-        except RuntimeError:  # tensors with a graph, as pykan's scores: no forward reads them
-            continue
-    for part in twin.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            hooks.clear()
-    return twin.double()
+def kind_of(layer: nn.Module, sizes: Collection[str]) -> Kind:
+    """What is equal for layers of which only one has to be compared: everything but `sizes` and the numbers they hold."""
+    own = {name: _mark(value) for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE and name not in sizes}
+    children: dict[str, Any] = {name: _mark(child) for name, child in layer._modules.items()}
+    for name, child in layer._modules.items():
+        if child is not None and _holds_nothing(child):
+            of_child = {k: _mark(value) for k, value in vars(child).items() if k not in _OF_EVERY_MODULE}
+            children[name] = (type(child), tuple(sorted(of_child.items())))
+    held = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
+    in_order = bool((cast(Any, layer).grid.detach().diff(dim=1) > 0).all())
+    return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held)), in_order
+
+
+def _mark(value: Any) -> tuple[str, Any]:
+    """Equal for values that are equal, of plain types, or that are the same object."""
+    return type(value).__name__, value if isinstance(value, (int, float, str)) else id(value)
+
+
+def _holds_nothing(module: nn.Module) -> bool:
+    return not any(vars(module)[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS))
+
+
+@contextmanager
+def on_its_own(device: torch.device) -> Iterator[None]:
+    """For a probe: whatever modes the caller is in, and without a change of the random state."""
+    with (
+        torch.inference_mode(False),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        yield
+
+
+def layer_values(call: Callable[[Any, Tensor], Sequence[Tensor]], grid: Tensor) -> Numbers:
+    """What a layer of these knots (I, T) gives: in training mode with its gradients, else on NaN too."""
+    points = probe_inputs(grid)
+
+    def numbers(module: nn.Module) -> list[Tensor]:
+        x = torch.cat([points, extreme_inputs(len(grid), grid.device, with_nan=not module.training)])
+        with torch.set_grad_enabled(module.training):
+            if not module.training:
+                return list(call(module, x))
+            values = call(module, x.requires_grad_())
+            total = torch.stack([value.sin().sum() for value in values]).sum()
+            leaves = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+            return [*values, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
+
+    return numbers
+
+
+def one_line(error: Exception) -> str:
+    """An error's type and message, for a reason."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:200]}"
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> str:
+    if theirs.shape != ours.shape:
+        return f"its forward gives shape {tuple(theirs.shape)} where the fused one gives {tuple(ours.shape)}"
+    off = (theirs - ours).abs().masked_fill(theirs.isnan() | (theirs == ours), 0.0)
+    size = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    if bool((off <= TOLERANCE * (1 + size)).all()):
+        return ""
+    return f"its forward computes something else: up to {off.max().item():.3g} beside values of {size.item():.3g}"
+
+
+def _copied(module: nn.Module | None) -> nn.Module | None:
+    """A float64 copy without hooks."""
+    if module is None:
+        return None
+    if _holds_nothing(module):
+        return copy.copy(module)
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for name in _HOOKS:
+            getattr(part, name).clear()
+    return copied.double()

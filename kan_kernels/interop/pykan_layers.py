@@ -1,47 +1,59 @@
-"""pykan 0.2.8's `KANLayer` made fast in place: what its network needs of it, and its grids."""
+"""pykan 0.2.8's `KANLayer` made fast in place: by itself, what its network needs of it, and its grids."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import fallbacks
 from ..checks import check_rows
 from ..functional import BaseActivation, base_activation_of
 from ..grid import data_knots, extended, refined_knots
-from ..projection import transfer_matrix
-from .edge_record import EdgeRecord
-from .fused import Fused, fuse, objection_to_forward
-from .probe import disagreement, extreme_inputs, probe_inputs
+from ..projection import transfer_matrix, transferred
+from .edge_record import DenseRecord, EdgeRecord, KernelRecord, SymbolicEdges
+from .fused import Fused, Verdict, fuse, fused_class, held_tensors, objection_to_forward, objection_to_tensors, own_class
+from .probe import POINTS, Kind, changed, disagreement, ends, kind_of, layer_values, on_its_own, telling_features, twin
 
-PARAMETERS = {"grid", "coef", "mask", "scale_base", "scale_sp"}
+KIND = "pykan's KANLayer"
+_RANKS = {"grid": 2, "coef": 3, "mask": 2, "scale_base": 2, "scale_sp": 2}
+PARAMETERS = set(_RANKS)
 
 
 class FusedKANLayer(Fused):
     """`grid (I, G+2K+1)`, `coef (I, O, G+K)`, `mask`, `scale_base` and `scale_sp (I, O)`.
 
-    Called by itself it is pykan's, with every edge's values; a `FusedMultKAN` calls `record` instead.
+    Called by itself it returns what pykan's does; a `FusedMultKAN` calls `recorded` instead, which computes only the output.
     """
 
-    replaced: ClassVar[tuple[str, ...]] = ("update_grid_from_samples", "initialize_grid_from_parent", "get_subset")
+    replaced: ClassVar[tuple[str, ...]] = (
+        "forward",
+        "update_grid_from_samples",
+        "initialize_grid_from_parent",
+        "get_subset",
+    )
 
-    def record(self, x: Tensor, keep: bool) -> EdgeRecord:
-        """The layer on x (N, I), to be computed at once, or also when its parameters are others (`keep`)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (N, I) -> y (N, O), and (N, O, I) each: every edge's input, its function, and its spline before scale and mask.
+
+        The three cost the memory that they have in pykan, as long as they are kept.
+        """
         layer = cast(Any, self)
-        coef, grid = layer.coef.transpose(1, 2), layer.grid.detach()
-        activation = base_activation(layer.base_fun)
-        if keep:
-            coef, grid = coef.clone(memory_format=torch.contiguous_format), grid.clone()
-            activation = _kept(activation)
-        if torch.promote_types(x.dtype, coef.dtype) is coef.dtype:
-            x = x.to(coef.dtype)  # as in pykan's products
-        base_weight = None if activation is None else layer.mask * layer.scale_base
-        return EdgeRecord(x, coef, grid, base_weight, layer.mask * layer.scale_sp, activation, torch.is_grad_enabled())
+        if x.dim() != 2:
+            raise ValueError(f"x: expected two dimensions (N, I), got shape {tuple(x.shape)}")
+        if layer.grid.requires_grad:
+            note_own_forward(self, "its grid is trained")
+            return layer.peer.forward(layer, x)
+        record = kernel_record(layer, x, False, None)
+        splines, values = record.splines_and_values()
+        preacts = x.clone().unsqueeze(1).expand(-1, values.shape[1], -1)
+        return record.output(), preacts, values, splines
 
     def get_subset(self, in_id: Any, out_id: Any) -> nn.Module:
         """pykan's, and the layer it returns is fused."""
         subset = super().get_subset(in_id, out_id)  # type: ignore[misc]
-        if not isinstance(subset, Fused):
+        if type(subset) is self.peer:
             fuse(subset, FusedKANLayer)
         return subset
 
@@ -77,9 +89,38 @@ class FusedKANLayer(Fused):
         # As pykan does, into new storage: what autograd has saved of the old values stays good.
         layer = cast(Any, self)
         knots = knots.to(layer.grid.dtype)
-        coef = transfer_matrix(old.grid, knots, layer.k, rows) @ old.coef.double().transpose(1, 2)
-        layer.coef.data = coef.transpose(1, 2).to(layer.coef.dtype).contiguous()
+        refitted = transferred(old.coef.transpose(0, 1), transfer_matrix(old.grid, knots, layer.k, rows))
+        layer.coef.data = refitted.transpose(0, 1).to(layer.coef.dtype).contiguous()
         layer.grid.data = knots
+
+
+def recorded(layer: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | None) -> EdgeRecord:
+    """A layer of a network on x (N, I), and the formulas that some of its edges have.
+
+    It is to be computed at once, or also when its parameters are others (`keep`).
+    """
+    fused, hooked = isinstance(layer, FusedKANLayer), layer._forward_hooks or layer._forward_pre_hooks
+    if fused and not hooked and not cast(Any, layer).grid.requires_grad:
+        return kernel_record(layer, x, keep, symbolic)
+    if fused and hooked:
+        note_own_forward(layer, "its hooks may read every edge's values")
+    y, _, values, splines = layer(x)
+    return DenseRecord(x, symbolic, torch.is_grad_enabled(), y, values, splines)
+
+
+def kernel_record(module: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | None) -> KernelRecord:
+    """The arguments of `kan_linear` for a layer on x (N, I), or copies of them (`keep`)."""
+    layer = cast(Any, module)
+    weight, grid = layer.coef.transpose(0, 1), layer.grid.detach()
+    activation = base_activation(layer.base_fun)
+    if keep:
+        weight, grid, activation = weight.clone(), grid.clone(), _kept(activation)
+    if torch.promote_types(x.dtype, weight.dtype) is weight.dtype:
+        x = x.to(weight.dtype)  # as in pykan's products
+    mask = layer.mask
+    base_weight = None if activation is None else (mask * layer.scale_base).t()
+    scaler = (mask * layer.scale_sp).t()
+    return KernelRecord(x, symbolic, torch.is_grad_enabled(), weight, grid, base_weight, scaler, activation)
 
 
 def base_activation(base_fun: Any) -> BaseActivation:
@@ -88,6 +129,12 @@ def base_activation(base_fun: Any) -> BaseActivation:
         return base_activation_of(base_fun)
     probe = torch.tensor([-2.5, -0.3, 0.0, 0.7, 3.1])
     return None if not bool(base_fun(probe).any()) else base_fun
+
+
+def note_own_forward(layer: Any, reason: str) -> None:
+    """That a fused layer computes every edge's values."""
+    if not torch.compiler.is_compiling():
+        fallbacks.note(f"a {layer.peer.__name__} computes every edge's values", reason)
 
 
 def _kept(activation: BaseActivation) -> BaseActivation:
@@ -102,27 +149,69 @@ def _called(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tens
     return torch.func.functional_call(module, parameters, (x,))
 
 
-def objection_to_layer(layer: nn.Module) -> str:
-    """Why it is not pykan 0.2.8's layer after all, "" if it is."""
-    own = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
-    if own != PARAMETERS:
-        return f"it holds {sorted(own)}, pykan 0.2.8's holds {sorted(PARAMETERS)}"
-    it = cast(Any, layer)
+def looks_like_layer(module: nn.Module) -> bool:
+    """It holds pykan's grid, coefficients and one of its scales."""
+    held = held_tensors(module).keys()
+    return held >= {"grid", "coef"} and not held.isdisjoint({"scale_base", "scale_sp"})
+
+
+def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
+    """Whether it is pykan 0.2.8's layer after all. Of a kind that is known it is not compared; one that is it adds."""
+    reason = _objection_to_holdings(module) or objection_to_forward(module, ("x",))
+    if reason:
+        return Verdict(reason)
+    kind = kind_of(module, ("in_dim", "out_dim"))
+    if kind not in known:
+        reason = _disagreement(module)
+        if reason:
+            return Verdict(reason)
+        known[kind] = FusedKANLayer
+    return Verdict(exchanges=((module, FusedKANLayer),))
+
+
+def _objection_to_holdings(module: nn.Module) -> str:
+    held = held_tensors(module)
+    if held.keys() != PARAMETERS:
+        return f"it holds {sorted(held)}, pykan 0.2.8's holds {sorted(PARAMETERS)}"
+    it = cast(Any, module)
     missing = [name for name in ("base_fun", "k", "num", "in_dim", "out_dim", "grid_eps") if not hasattr(it, name)]
     if missing:
         return f"it has no {', '.join(missing)}"
-    I, O, M = it.coef.shape if it.coef.dim() == 3 else (0, 0, 0)
-    if I == 0 or it.grid.shape != (I, M + it.k + 1) or any(p.shape != (I, O) for p in (it.mask, it.scale_base, it.scale_sp)):
-        return f"the shapes do not fit: coef {tuple(it.coef.shape)}, grid {tuple(it.grid.shape)}, k = {it.k}"
-    if it.grid.requires_grad:
-        return "its grid is trained"
-    objection = objection_to_forward(layer, ("x",))
-    if objection:
-        return objection
-    x = torch.cat([probe_inputs(it.grid), extreme_inputs(I, it.grid)])
-    return disagreement(
-        layer,
-        (),
-        lambda twin: [type(layer).forward(twin, x)[0]],
-        lambda twin: [FusedKANLayer.record(cast(Any, twin), x, False).output()],
-    )
+    reason = objection_to_tensors(held, _RANKS)
+    if reason:
+        return reason
+    I, O, M = it.coef.shape
+    sizes = {"k": it.grid.shape[1] - M - 1, "in_dim": I, "out_dim": O}
+    given = {name: getattr(it, name) for name in sizes}
+    if given != sizes or sizes["k"] < 0 or any(p.shape != (I, O) for p in (it.mask, it.scale_base, it.scale_sp)):
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in held.items())
+        return f"the shapes do not fit: {found}, " + ", ".join(f"{name} = {value!r}" for name, value in given.items())
+    return ""
+
+
+def small_copy(layer: nn.Module, inputs: Sequence[int], outputs: Sequence[int], share: float) -> nn.Module:
+    """A layer of pykan's own class, with the edges between these inputs and outputs, a share of its numbers changed."""
+    held = cast(Any, layer)
+    tensors = {"grid": held.grid.detach()[inputs].double()}
+    for name in PARAMETERS - {"grid"}:
+        tensors[name] = changed(getattr(held, name).detach()[inputs][:, outputs], share)
+    return twin(own_class(layer), layer, tensors, {"in_dim": len(inputs), "out_dim": len(outputs)})
+
+
+def _disagreement(layer: nn.Module) -> str:
+    held, cls = cast(Any, layer), type(layer)
+    fused = fused_class(FusedKANLayer, cls)
+
+    def called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
+        copied.__class__ = by
+        y, preacts, values, splines = cast(Any, by).forward(copied, x)
+        return [y, preacts, values, splines[:POINTS]]  # of extreme inputs pykan's splines are 0 of NaN
+
+    with on_its_own(held.grid.device):
+        inputs, outputs = telling_features(held.grid), ends(held.out_dim)
+        grid = held.grid.detach()[inputs].double()
+        return disagreement(
+            lambda share: small_copy(layer, inputs, outputs, share),
+            layer_values(partial(called, cls), grid),
+            layer_values(partial(called, fused), grid),
+        )

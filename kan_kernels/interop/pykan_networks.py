@@ -1,7 +1,6 @@
 """pykan 0.2.8's `MultKAN` made fast in place: its forward, and the methods that make another network of it."""
 
 import copy
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -12,8 +11,19 @@ from .. import fallbacks
 from ..regularization import bits_loss
 from . import pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
-from .fused import Fused, definer, fuse, objection_to_forward, unfuse
-from .probe import disagreement, extreme_inputs, probe_inputs
+from .fused import (
+    Exchange,
+    Fused,
+    Verdict,
+    definer,
+    exchange_classes,
+    fused_class,
+    objection_to_forward,
+    own_class,
+    unfuse,
+)
+from .probe import Kind, disagreement, extreme_inputs, on_its_own, probe_inputs
+from .pykan_small import AFFINE, network_inputs, small_network
 
 KIND = "pykan's MultKAN"
 # What a forward leaves behind: of every layer with `save_act`, else of none.
@@ -35,7 +45,6 @@ _METRICS = {
     "edge_backward": "edge_scores",
     "node_backward": "node_attribute_scores",
 }
-_AFFINE = ("node_bias", "node_scale", "subnode_bias", "subnode_scale")
 
 
 class FusedMultKAN(Fused):
@@ -69,14 +78,14 @@ class FusedMultKAN(Fused):
         acts = [x]
         records, affine = [], []
         for l, layer in enumerate(net.act_fun):
-            record = pykan_layers.FusedKANLayer.record(layer, x, net.save_act)
+            symbolic = None
             if net.symbolic_enabled:
-                record = replace(record, symbolic=_symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th))
+                symbolic = _symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th)
+            record = pykan_layers.recorded(layer, x, net.save_act, symbolic)
             if net.save_act:
                 records.append(record)
                 affine.append((net.subnode_bias[l].detach().clone(), net.subnode_scale[l].detach().clone()))
-            hooked = _hooked_output(layer, record)
-            y = record.output() if hooked is None else hooked
+            y = record.output()
             bias, scale = net.subnode_bias[l], net.subnode_scale[l]
             if net.width[l + 1][1] == 0:  # both transforms at once: they are of the size of the data
                 bias, scale = net.node_bias[l] + net.node_scale[l] * bias, net.node_scale[l] * scale
@@ -134,7 +143,7 @@ class FusedMultKAN(Fused):
         for layer, parent in zip(net.act_fun, other.act_fun, strict=True):
             for name in ("scale_base", "scale_sp", "mask"):
                 getattr(layer, name).data = getattr(parent, name).data.clone()
-        for name in _AFFINE:
+        for name in AFFINE:
             for parameter, parent in zip(getattr(net, name), getattr(other, name), strict=True):
                 parameter.data = parent.data.clone()
         for l in range(net.depth):
@@ -218,51 +227,74 @@ class FusedMultKAN(Fused):
 
 def fuse_network(net: Any) -> Any:
     """Fuse a network that pykan made of a fused one, and its layers; what is fused stays."""
-    for layer in net.act_fun:
-        if not isinstance(layer, Fused):
-            fuse(layer, pykan_layers.FusedKANLayer)
-    if not isinstance(net, Fused):
-        fuse(net, FusedMultKAN)
+    verdict = examine_network(net, {})
+    exchange_classes(verdict.exchanges)
+    if verdict.reason or verdict.left:
+        reasons = "; ".join(filter(None, (verdict.reason, *(f"{name}: {why}" for name, why in verdict.left.items()))))
+        fallbacks.note(f"a {type(net).__name__} made of an accelerated one stays as it is", reasons)
     return net
 
 
 def looks_like_network(module: nn.Module) -> bool:
     """It has pykan's layers and their formulas."""
-    return isinstance(getattr(module, "act_fun", None), nn.ModuleList) and isinstance(
-        getattr(module, "symbolic_fun", None), nn.ModuleList
-    )
+    return all(isinstance(getattr(module, name, None), nn.ModuleList) for name in ("act_fun", "symbolic_fun"))
 
 
-def objection_to_network(net: nn.Module) -> str:
-    """Why it is not pykan 0.2.8's network after all, "" if it is."""
-    names = ("width", "mult_arity", "mult_homo", "input_id", "symbolic_enabled", "save_act", "depth", *_AFFINE)
+def examine_network(net: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
+    """Whether it is pykan 0.2.8's network after all, and which of its layers are pykan's."""
+    names = ("width", "mult_arity", "mult_homo", "input_id", "symbolic_enabled", "save_act", "depth", *AFFINE)
     missing = [name for name in names if not hasattr(net, name)]
     if missing:
-        return f"it has no {', '.join(missing)}, which pykan 0.2.8's has"
+        return Verdict(f"it has no {', '.join(missing)}, which pykan 0.2.8's has")
     it = cast(Any, net)
     if not len(it.act_fun) == len(it.symbolic_fun) == it.depth >= 1:
-        return f"it has {len(it.act_fun)} layers and {len(it.symbolic_fun)} of formulas for a depth of {it.depth}"
+        return Verdict(f"it has {len(it.act_fun)} layers and {len(it.symbolic_fun)} of formulas for a depth of {it.depth}")
+    exchanges: list[Exchange] = []
+    left = {}
     for l, layer in enumerate(it.act_fun):
-        objection = pykan_layers.objection_to_layer(layer)
+        verdict = Verdict() if isinstance(layer, Fused) else pykan_layers.examine_layer(layer, known)
+        exchanges.extend(verdict.exchanges)
+        if verdict.reason:
+            left[f"act_fun.{l}"] = f"not {pykan_layers.KIND}: {verdict.reason}"
+    if not isinstance(net, Fused):
+        reason = _objection_to_forwards(it) or _disagreement(net, [f"act_fun.{l}" not in left for l in range(it.depth)])
+        if reason:
+            return Verdict(reason)
+        exchanges.append((net, FusedMultKAN))
+    return Verdict("", tuple(exchanges), left)
+
+
+def _objection_to_forwards(net: Any) -> str:
+    arguments = ("x", "singularity_avoiding", "y_th")
+    for l, layer in enumerate(net.symbolic_fun):
+        objection = objection_to_forward(layer, arguments)
         if objection:
-            return f"act_fun.{l}: {objection}"
-    objection = objection_to_forward(net, ("x", "singularity_avoiding", "y_th"))
-    if objection:
-        return objection
-    first = probe_inputs(it.act_fun[0].grid)
-    x, extremes = (first.new_zeros(rows, int(it.input_id.max()) + 1) for rows in (len(first), 6))
-    x[:, it.input_id.long()] = first
-    extremes[:] = extreme_inputs(extremes.shape[1], first)
+            return f"symbolic_fun.{l}: {objection}"
+    return objection_to_forward(net, arguments)
 
-    def forward(cls: Any, twin: Any) -> list[Tensor]:
-        twin.save_act = True
-        found = [cls.forward(twin, x), *twin.acts, *twin.acts_scale_spline, *twin.edge_actscale]
-        return [*found, cls.forward(twin, extremes)]
 
-    leave_out = ("cache_data", "acts", *_RECORDS)
-    return disagreement(
-        net, leave_out, lambda twin: forward(type(net), twin), lambda twin: forward(type(fuse_network(twin)), twin)
-    )
+def _disagreement(net: nn.Module, known: list[bool]) -> str:
+    cls, fused = type(net), fused_class(FusedMultKAN, type(net))
+
+    def called(as_ours: bool, copied: Any) -> list[Tensor]:
+        copied.__class__ = by = cast(Any, fused if as_ours else cls)
+        for layer, its in zip(copied.act_fun, known, strict=True):
+            if its:
+                layer.__class__ = fused_class(pykan_layers.FusedKANLayer, own_class(layer)) if as_ours else own_class(layer)
+        grid = copied.act_fun[0].grid
+        x = probe_inputs(grid)
+        if not copied.training:  # with extreme inputs, among which no standard deviation is compared
+            x = torch.cat([x, extreme_inputs(len(grid), grid.device)])
+        with torch.no_grad():
+            y = by.forward(copied, network_inputs(copied.input_id, x))
+            return [y, *copied.acts, *copied.acts_scale_spline, *copied.edge_actscale]
+
+    with on_its_own(cast(Any, net).act_fun[0].grid.device):
+        return disagreement(
+            lambda share: small_network(net, known, share, with_formulas=share == 1.0),
+            partial(called, False),
+            partial(called, True),
+        )
 
 
 # What a record tells when it is asked, by functions with a name, since networks are pickled.
@@ -301,19 +333,10 @@ def _chosen(x: Tensor, ids: Tensor) -> Tensor:
         raise ValueError(f"x: expected at least {int(ids.max()) + 1} inputs, got shape {tuple(x.shape)}") from error
 
 
-def _hooked_output(layer: nn.Module, record: EdgeRecord) -> Tensor | None:
-    """The output of a layer that has hooks, which want what pykan's forward takes and gives; None where it has none."""
-    if not (layer._forward_hooks or layer._forward_pre_hooks):
-        return None
-    if not torch.compiler.is_compiling():
-        fallbacks.note("a KANLayer with hooks computes every edge's values", "its hooks may read them")
-    y = layer(record.x)[0]
-    return y if record.symbolic is None else record.symbolic.added_to(y)
-
-
 def _symbolic_edges(layer: Any, x: Tensor, singularity_avoiding: bool, y_th: float) -> SymbolicEdges | None:
-    """The edges of a `Symbolic_KANLayer` that a mask (O, I) other than 0 lets count."""
-    outputs, inputs = layer.mask.detach().nonzero(as_tuple=True)
+    """The edges of a `Symbolic_KANLayer` that a mask (O, I) other than 0 lets count, or all if the mask has a gradient."""
+    mask = torch.ones_like(layer.mask) if layer.mask.requires_grad else layer.mask
+    outputs, inputs = mask.nonzero(as_tuple=True)
     if len(outputs) == 0:
         return None
     affine, mask = layer.affine[outputs, inputs], layer.mask[outputs, inputs]

@@ -19,7 +19,7 @@ from .pykan_networks import looks_like_network
 
 _LAYERS = "act_fun."
 _NODES = {"node_bias": 0.0, "node_scale": 1.0, "subnode_bias": 0.0, "subnode_scale": 1.0}
-_OUR_NAMES = {"coef": "coef", "base_coef": "scale_base", "scaler": "scale_sp"}
+_OUR_NAMES = {"spline_weight": "coef", "base_weight": "scale_base", "spline_scaler": "scale_sp"}
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, activation: nn.Module | None) -> list[KANLinear]:
@@ -30,6 +30,13 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, activation: nn.Module |
         names = {key.split(".")[2] for key in state if key.startswith(f"{_LAYERS}{number}.")}
         if names != PARAMETERS:
             raise ValueError(f"source: expected {sorted(PARAMETERS)} in {_LAYERS}{number}, got {sorted(names)}")
+    for number in numbers:
+        coef = state[f"{_LAYERS}{number}.coef"]
+        if coef.dim() != 3:
+            raise ValueError(
+                f"source: expected {_LAYERS}{number}.coef (I, O, G+K) of pykan 0.2.8, got shape {tuple(coef.shape)}"
+                + (", which is (I * O, G+K) in pykan 0.0.5 and older" if coef.dim() == 2 else "")
+            )
     weights = [_Weights(**{name: state[f"{_LAYERS}{number}.{name}"] for name in PARAMETERS}) for number in numbers]
     _refuse_what_layers_cannot_hold(state, [layer.coef.shape for layer in weights])
     return [_layer(layer, None if peers is None else peers[number], activation) for number, layer in enumerate(weights)]
@@ -153,27 +160,29 @@ def multkan(layers: Sequence[nn.Module]) -> nn.Module:
         )
     if len({(layer.grid_size, layer.spline_order) for layer in ours}) == 1:
         net.grid, net.k = first.grid_size, first.spline_order
-    net.type(first.coef.dtype)
-    net.to(first.coef.device)
+    net.type(first.spline_weight.dtype)
+    net.to(first.spline_weight.device)
     for layer, peer in zip(ours, net.act_fun, strict=True):
         _fill(peer, layer)
     return net
 
 
 def _fill(peer: Any, layer: KANLinear) -> None:
-    ones = torch.ones_like(layer.coef[:, 0])
+    ones = torch.ones_like(peer.mask)
     peer.grid_eps = layer.grid_eps
     peer.grid.data = layer.grid.clone()
-    peer.mask.data = ones if layer.mask is None else layer.mask.clone()
-    values = {
-        "coef": layer.coef.detach().transpose(1, 2),
-        "scale_base": torch.zeros_like(ones) if layer.base_coef is None else layer.base_coef.detach(),
-        "scale_sp": ones if layer.scaler is None else layer.scaler.detach(),
-    }
-    for ours, theirs in _OUR_NAMES.items():
-        parameter, source = getattr(peer, theirs), getattr(layer, ours)
-        parameter.data = values[theirs].clone(memory_format=torch.contiguous_format)
-        parameter.requires_grad_(source is not None and source.requires_grad)
+    peer.mask.data = ones if layer.edge_mask is None else _transposed(layer.edge_mask)
+    values = {"coef": layer.spline_weight, "scale_base": layer.base_weight, "scale_sp": layer.spline_scaler}
+    absent = {"scale_base": torch.zeros_like(ones), "scale_sp": ones}
+    for name, value in values.items():
+        parameter = getattr(peer, name)
+        parameter.data = absent[name] if value is None else _transposed(value)
+        parameter.requires_grad_(value is not None and value.requires_grad)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """A copy of (O, I, ...) as (I, O, ...)."""
+    return tensor.detach().transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kan_kernels.gpu import choose, launch_edges, prepare, weights
-from kan_kernels.gpu.backward_coef import backward_coef_kernel
 from kan_kernels.gpu.backward_input import backward_input_kernel
-from kan_kernels.gpu.edge_l1 import edge_l1_backward_coef_kernel, edge_l1_backward_input_kernel, edge_l1_kernel
+from kan_kernels.gpu.backward_weight import backward_weight_kernel
+from kan_kernels.gpu.edge_l1 import edge_l1_backward_input_kernel, edge_l1_backward_weight_kernel, edge_l1_kernel
 from kan_kernels.gpu.forward import forward_kernel
 from kan_kernels.gpu.tiny import tiny_backward_kernel
 from kan_kernels.gpu.wide import bases_kernel, contract_kernel
@@ -77,7 +77,7 @@ def ways(
             three = (
                 (forward_kernel, choose.forward_tiles(mode, way, I, O, unrolled)),
                 (backward_input_kernel, choose.backward_input_tiles(mode, way)),
-                (backward_coef_kernel, choose.backward_coef_tiles(mode, way, O)),
+                (backward_weight_kernel, choose.backward_weight_tiles(mode, way, O)),
             )
             for kernel, tiles in (three[k] for k in kernels):
                 one = configuration(kernel, mode, tiles, SLICES=unrolled, **common)
@@ -130,7 +130,7 @@ def edges(target: str) -> list[Configuration]:
     for mode in (exact, "tf32", "bf16", "fp16", "fp64"):
         if choose.OLD_TRITON and target == "gfx942" and mode == "fp64":
             continue  # as for `training_steps`
-        for kernel, D in ((edge_l1_kernel, 0), (edge_l1_backward_input_kernel, 1), (edge_l1_backward_coef_kernel, 1)):
+        for kernel, D in ((edge_l1_kernel, 0), (edge_l1_backward_input_kernel, 1), (edge_l1_backward_weight_kernel, 1)):
             for way, guarded in prepare.ways_of(mode, 3, D):
                 for O in (32, 256):
                     chosen = launch_edges.tiles(mode, D == 1, O)
@@ -143,13 +143,14 @@ def parameter_kernels() -> list[Configuration]:
     """Tables of knots, packed weights and finished gradients."""
     none = choose.Tiles(0, 64, 32, 0, 0, 4)
     has = {"SCALED": True, "HAS_BASE": True}
+    needs = {"NEED_SPLINE_WEIGHT": True, "NEED_SPLINE_SCALER": True, "NEED_BASE_WEIGHT": True}
     found = []
     for mode in ("fp16x3", "bf16", "fp64"):
         for kernel, constants in (
             (weights.knots_kernel, {"BI": 16, "BT": 16}),
             (weights.largest_kernel, has | {"BR": 32}),
             (weights.pack_kernel, has | {"TRANSPOSED": True, "PROGRAMS": 256, "BO": 32}),
-            (weights.finish_kernel, {"SCALED": True, "NEED_COEF": True, "NEED_SCALER": True, "NEED_BASE": True}),
+            (weights.finish_kernel, needs | {"SCALED": True, "BM": 16}),
         ):
             if mode == "fp16x3" or kernel is not weights.largest_kernel:
                 found.append(configuration(kernel, mode, none, **constants))
@@ -159,16 +160,16 @@ def parameter_kernels() -> list[Configuration]:
 def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], dict[tuple[int, ...], list]]:
     """Argument types, constants, and what is known of the rest: contiguous rows, aligned pointers and even sizes."""
     tensors, operands, sums = (TYPES | SMALL_TYPES)[one.mode]
-    types = dict.fromkeys(("x", "w", "g", "r", "y", "result", "coef", "scaler", "base"), tensors)
-    types |= dict.fromkeys(("grid", "coef_gradient", "scaler_gradient", "base_gradient"), tensors)
+    types = dict.fromkeys(("x", "w", "g", "r", "y", "result", "spline_weight", "spline_scaler", "base_weight"), tensors)
+    types |= dict.fromkeys(("grid", "spline_weight_gradient", "spline_scaler_gradient", "base_weight_gradient"), tensors)
     types |= dict.fromkeys(("packed", "packed_rest", "bases", "base_values"), operands)
     types |= dict.fromkeys(("inverse_scale", "largest"), "fp32")
     types |= dict.fromkeys(("knots", "step", "origin", "steepness", "partial", "summed", "along", "along_base"), sums)
     types["uniform"] = "i32"
     names = one.kernel.arg_names
     constants = dict(one.constants)
-    last = ("x_stride_i", "w_stride_i", "g_stride_o", "r_stride_o", "coef_stride_o", "scaler_stride_o", "base_stride_o")
-    last += ("grid_stride_t",)
+    last = ("x_stride_i", "w_stride_i", "g_stride_o", "r_stride_o", "grid_stride_t", "gradient_stride_i")
+    last += ("spline_weight_stride_m", "spline_scaler_stride_i", "base_weight_stride_i")
     constants |= {name: 1 for name in last if name in names}
     plain = {name: f"*{types[name]}" if name in types else "i32" for name in names}
     if "tolerance" in names:
@@ -230,11 +231,11 @@ SPILLS = {
     ("sm_100", "forward-tf32-K3-SLICES0-BO32-BI8-MC8-D0-WAYdirect"): 2,
     ("sm_100", "forward-bf16-K3-SLICES0-BO64-BI8-MC8-D0-WAYdirect"): 2,
     ("sm_100", "forward-bf16-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 3,
-    ("sm_100", "backward_coef-bf16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
+    ("sm_100", "backward_weight-bf16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI8-MC8-D0-WAYdirect"): 2,
     ("sm_100", "forward-fp16-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 3,
-    ("sm_100", "backward_coef-fp16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
-    ("sm_100", "backward_coef-fp16x3-K3-BO64-BI16-MC8-D0-WAYadaptive"): 13,
+    ("sm_100", "backward_weight-fp16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
+    ("sm_100", "backward_weight-fp16x3-K3-BO64-BI16-MC8-D0-WAYadaptive"): 13,
     # One pass keeps the weights and all their gradients in registers; from memory they would come with every 32 rows.
     ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 19,
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI2-MC8-WAYadaptive"): 11,
@@ -246,8 +247,8 @@ SPILLS = {
     ("sm_100", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 5,
     ("sm_100", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 5,
     ("sm_100", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 3,
-    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYadaptive"): 8,
-    ("sm_100", "edge_l1_backward_coef-tf32-K3-BO128-MC16-WAYdirect"): 9,
+    ("sm_100", "edge_l1_backward_weight-tf32-K3-BO128-MC16-WAYadaptive"): 8,
+    ("sm_100", "edge_l1_backward_weight-tf32-K3-BO128-MC16-WAYdirect"): 9,
     ("sm_100", "edge_l1_backward_input-bf16-K3-BO128-MC16-WAYadaptive"): 10,
     ("sm_100", "edge_l1_backward_input-bf16-K3-BO128-MC16-WAYdirect"): 27,
     ("sm_100", "edge_l1_backward_input-bf16-K3-BO32-MC16-WAYadaptive"): 8,
@@ -259,27 +260,27 @@ SPILLS = {
     ("sm_100", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYdirect"): 9,
     ("sm_80", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 5,
     ("sm_80", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 5,
-    ("sm_80", "edge_l1_backward_coef-fp64-K3-BO32-MC16-WAYadaptive"): 10,
-    ("sm_80", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYadaptive"): 19,
-    ("sm_80", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYdirect"): 15,
+    ("sm_80", "edge_l1_backward_weight-fp64-K3-BO32-MC16-WAYadaptive"): 10,
+    ("sm_80", "edge_l1_backward_weight-tf32-K3-BO32-MC16-WAYadaptive"): 19,
+    ("sm_80", "edge_l1_backward_weight-tf32-K3-BO32-MC16-WAYdirect"): 15,
     ("sm_80", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYadaptive"): 17,
     ("sm_80", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYdirect"): 13,
 }
 # For the same reasons, by an older ptxas.
 SPILLS_OF_TRITON_36 = {
-    ("sm_90", "backward_coef-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
+    ("sm_90", "backward_weight-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
     ("sm_90", "forward-fp64-K3-SLICES0-BO32-BI8-MC8-D0-WAYadaptive"): 6,
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 24,
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
     ("sm_90", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 15,
-    ("sm_80", "backward_coef-fp16x3-K3-BO32-BI16-MC8-D0-WAYuniform"): 4,
+    ("sm_80", "backward_weight-fp16x3-K3-BO32-BI16-MC8-D0-WAYuniform"): 4,
     ("sm_80", "forward-fp64-K3-SLICES8-BO32-BI16-MC1-D0-WAYadaptive"): 3,
     ("sm_80", "forward-tf32-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_80", "forward-tf32-K3-SLICES8-BO128-BI16-MC1-D0-WAYdirect"): 44,
     ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 3,
-    ("sm_100", "backward_coef-bf16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
-    ("sm_100", "backward_coef-fp16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
-    ("sm_100", "backward_coef-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
+    ("sm_100", "backward_weight-bf16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
+    ("sm_100", "backward_weight-fp16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
+    ("sm_100", "backward_weight-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
     ("sm_100", "backward_input-fp64-K3-BO32-BI16-MC4-D1-WAYadaptive"): 3,
     ("sm_100", "forward-bf16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
@@ -288,11 +289,11 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 6,
-    ("sm_90", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYadaptive"): 13,
-    ("sm_90", "edge_l1_backward_coef-bf16-K3-BO32-MC16-WAYdirect"): 13,
-    ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYadaptive"): 13,
-    ("sm_90", "edge_l1_backward_coef-fp16-K3-BO32-MC16-WAYdirect"): 13,
-    ("sm_90", "edge_l1_backward_coef-tf32-K3-BO32-MC16-WAYadaptive"): 8,
+    ("sm_90", "edge_l1_backward_weight-bf16-K3-BO32-MC16-WAYadaptive"): 13,
+    ("sm_90", "edge_l1_backward_weight-bf16-K3-BO32-MC16-WAYdirect"): 13,
+    ("sm_90", "edge_l1_backward_weight-fp16-K3-BO32-MC16-WAYadaptive"): 13,
+    ("sm_90", "edge_l1_backward_weight-fp16-K3-BO32-MC16-WAYdirect"): 13,
+    ("sm_90", "edge_l1_backward_weight-tf32-K3-BO32-MC16-WAYadaptive"): 8,
 }
 if choose.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
@@ -300,7 +301,7 @@ if choose.OLD_TRITON:
 
 def fills_a_warpgroup(one: Configuration) -> bool:
     """Whether the products have the 64 rows that Hopper's take, of types they take."""
-    rows = {"forward": "BN", "backward_input": "BN", "backward_coef": "BO"}.get(one.name)
+    rows = {"forward": "BN", "backward_input": "BN", "backward_weight": "BO"}.get(one.name)
     return rows is not None and dict(one.constants)[rows] >= 64 and one.mode != "fp64"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from allocations import Allocations
 from cases import DTYPES, Case, Tensors, make, with_gaps
-from test_kernels import DEVICE, INTERPRETED, NO_GPU, triton_operators
+from test_kernels import DEVICE, INTERPRETED, NO_GPU, triton_operators, with_weights_laid_out
 from test_nonfinite import VALUES, same
 from tolerance import assert_twice_rule
 
@@ -39,17 +39,19 @@ EDGES = [
 
 
 def away_from_zero(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
-    """The case with edges of one sign each and no phi near 0, whose sign rounding would decide. r is its g[:I]."""
+    """The case with edges of one sign each and no phi near 0, whose sign rounding would decide. r is its g[:I] transposed."""
     generator = torch.Generator().manual_seed(seed)
     rows = dataclasses.replace(case, N=max(case.N, case.I), layout="contiguous")
     t = make(rows, dtype, seed).to(torch.float64)
-    t.x, t.g = t.x[: case.N], t.g[: case.I]
-    sign = torch.where(torch.rand(case.I, case.O, generator=generator) < 0.5, -1.0, 1.0).double()
-    t.coef = sign.unsqueeze(1) * (1.5 + 0.3 * t.coef.tanh())
-    t.scaler = None if t.scaler is None else 1 + 0.3 * t.scaler.tanh()
+    t.x, t.g = t.x[: case.N], t.g[: case.I].t().contiguous()
+    sign = torch.where(torch.rand(case.O, case.I, generator=generator) < 0.5, -1.0, 1.0).double()
+    t.spline_weight = sign.unsqueeze(2) * (1.5 + 0.3 * t.spline_weight.tanh())
+    t.spline_scaler = None if t.spline_scaler is None else 1 + 0.3 * t.spline_scaler.tanh()
     t.base_weight = None if t.base_weight is None else 0.3 * t.base_weight.tanh()
-    values = reference_norms.edge_values(t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu").abs()
-    close = ((values < 0.1) & (values > 0)).any(2)
+    values = reference_norms.edge_values(
+        t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu"
+    ).abs()
+    close = ((values < 0.1) & (values > 0)).any(1)
     inside = make(dataclasses.replace(rows, points="inside"), dtype, seed).x[: case.N].double()
     t.x = torch.where(close, inside, t.x)
     t = t.to(dtype)
@@ -59,7 +61,7 @@ def away_from_zero(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
 
 
 def arguments(t: Tensors, case: Case):
-    return t.x, t.coef, t.scaler, t.grid, t.base_weight, case.base or "silu"
+    return t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu"
 
 
 def norms(module, t: Tensors, case: Case):
@@ -130,7 +132,7 @@ def test_precision_is_torchs_choice(case, precision, bits):
 def test_signs_of_any_functions(case):
     """Functions that cross 0: in float64 no sign is left to rounding."""
     t = make(dataclasses.replace(case, points="inside"), torch.float64)
-    t.g = t.g[: case.I]
+    t.g = t.g[: case.I].t()
     for operator in OPERATORS:
         for value, exact in zip(operator(triton_operators, t, case), operator(reference_norms, t, case), strict=True):
             torch.testing.assert_close(value, exact, rtol=1e-9, atol=1e-12)
@@ -140,12 +142,12 @@ def test_zero_has_no_sign():
     """Edges that are 0 everywhere have gradient 0, as torch's sign says."""
     case = Case(70, 3, 5)
     t = away_from_zero(case, torch.float32)
-    t.coef[1], t.base_weight[1] = 0, 0
-    x_gradient, coef_gradient, _, base_gradient = gradients(triton_operators, t, case)
+    t.spline_weight[:, 1], t.base_weight[:, 1] = 0, 0
+    x_gradient, spline_weight_gradient, _, base_weight_gradient = gradients(triton_operators, t, case)
     assert not x_gradient[:, 1].any()
-    assert not coef_gradient[1].any()
-    assert not base_gradient[1].any()
-    assert coef_gradient[0].any()
+    assert not spline_weight_gradient[:, 1].any()
+    assert not base_weight_gradient[:, 1].any()
+    assert spline_weight_gradient[:, 0].any()
 
 
 @pytest.mark.parametrize("case", [Case(37, 3, 5, K=1), Case(37, 3, 5, knots="adaptive"), Case(37, 3, 5, K=0)], ids=str)
@@ -161,11 +163,11 @@ def test_nan_and_inf_as_the_reference(case):
 def test_no_rows():
     case = Case(0, 3, 2)
     t = make(dataclasses.replace(case, N=3), torch.float32)
-    t.x = t.x[:0]
+    t.x, t.g = t.x[:0], t.g.t()
     assert norms(triton_operators, t, case)[0].isnan().all()
-    x_gradient, coef_gradient, *_ = gradients(triton_operators, t, case)
+    x_gradient, spline_weight_gradient, *_ = gradients(triton_operators, t, case)
     assert x_gradient.shape == (0, 3)
-    assert not coef_gradient.any()
+    assert not spline_weight_gradient.any()
 
 
 def test_only_what_is_needed():
@@ -178,6 +180,19 @@ def test_only_what_is_needed():
         for gradient, full, needed in zip(some, everything, needs, strict=True):
             assert tuple(gradient.shape) == (tuple(full.shape) if needed else (0,))
             assert not needed or torch.equal(gradient, full)
+
+
+@pytest.mark.parametrize("N", [63, 0])
+@pytest.mark.parametrize("layout", ["contiguous", "in_first"])
+def test_gradients_lie_in_memory_as_the_weights(layout, N):
+    """Also those that the reference computes, without rows."""
+    case = Case(63, 2, 5, scaled=True)
+    t = with_weights_laid_out(away_from_zero(case, torch.float32), layout)
+    t.x = t.x[:N]
+    assert norms(triton_operators, t, case)[0].is_contiguous()
+    for gradient in gradients(triton_operators, t, case)[1:]:
+        assert gradient.shape[:2] == (case.O, case.I)
+        assert (gradient.transpose(0, 1) if layout == "in_first" else gradient).is_contiguous()
 
 
 def test_the_gradient_of_a_base_that_is_not_there():
@@ -210,7 +225,7 @@ def test_same_bits_every_time():
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", ["x", "coef", "scaler", "grid", "base_weight", "g"])
+@pytest.mark.parametrize("name", ["x", "spline_weight", "spline_scaler", "grid", "base_weight", "g"])
 def test_offsets_beyond_32_bits(name):
     """Elements more than 2^31 apart."""
     torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here

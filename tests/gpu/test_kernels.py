@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from allocations import Allocations
-from cases import CASES, DTYPES, Case, make
+from cases import CASES, DTYPES, Case, Tensors, make
 from test_gradients import first_order, second_order
 from test_nonfinite import VALUES, same
 from test_operators import OPERATORS, backward, compare
@@ -111,7 +111,7 @@ def test_precision_is_torchs_choice(case, precision, bits):
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e25])
-@pytest.mark.parametrize("what", ["x", "w", "coef", "base_weight", "g"])
+@pytest.mark.parametrize("what", ["x", "w", "spline_weight", "base_weight", "g"])
 def test_operands_of_any_size(what, factor):
     """float16 holds neither 1e12 nor 1e-12: the operands are scaled. Twice-rule, also with one row of another size."""
     case = Case(70, 17, 9, weighted=True)
@@ -119,7 +119,7 @@ def test_operands_of_any_size(what, factor):
     def compute(reference_dtype, seed):
         t = make(case, torch.float32, seed)
         scaled = getattr(t, what).clone()
-        scaled[::2] *= factor
+        (scaled.transpose(0, 1) if "weight" in what else scaled)[::2] *= factor  # features of weights
         t = dataclasses.replace(t, **{what: scaled})
         for operator in OPERATORS[:3]:
             values = operator(triton_operators, t, case, 0)
@@ -170,7 +170,7 @@ def test_an_infinite_weight_leaves_other_outputs_alone():
     case = Case(40, 3, 5, points="inside")
     t = make(case, torch.float32)
     (clean,) = OPERATORS[0](triton_operators, t, case, 0)
-    t.coef[0, 0, 0] = float("inf")
+    t.spline_weight[0, 0, 0] = float("inf")
     (y,) = OPERATORS[0](triton_operators, t, case, 0)
     torch.testing.assert_close(y[:, 1:], clean[:, 1:])
 
@@ -201,6 +201,34 @@ def test_wide(monkeypatch, case, dtype, order):
         compare(operator, case, dtype, order, triton_operators, 3)
 
 
+def with_weights_laid_out(t: Tensors, layout: str) -> Tensors:
+    """The same values, the weights "contiguous" or "in_first" in memory, as pykan keeps its own."""
+    names = ("spline_weight", "spline_scaler", "base_weight")
+    if layout == "in_first":
+        moved = {name: getattr(t, name).transpose(0, 1).contiguous().transpose(0, 1) for name in names}
+    else:
+        moved = {name: getattr(t, name).contiguous() for name in names}
+    return dataclasses.replace(t, **moved)
+
+
+@pytest.mark.parametrize(("N", "order"), [(70, 0), (70, 6), (0, 0)], ids=str)
+@pytest.mark.parametrize("regime", ["fused", "tiny", "wide"])
+def test_gradients_lie_in_memory_as_the_weights(monkeypatch, regime, N, order):
+    """In every regime, from the reference (order 6) and without rows; the values are the same for both layouts."""
+    case = Case(N, 3, 5, scaled=True)
+    dtype = torch.bfloat16 if regime == "wide" else torch.float32
+    monkeypatch.setattr(launch, "regime", lambda *a: regime)
+    results = {}
+    for layout in ("contiguous", "in_first"):
+        t = with_weights_laid_out(make(case, dtype), layout)
+        results[layout] = backward(triton_operators, t, case, order)[1:]
+        for gradient in results[layout]:
+            assert gradient.shape[:2] == (case.O, case.I)
+            assert (gradient.transpose(0, 1) if layout == "in_first" else gradient).is_contiguous()
+    for one, other in zip(*results.values(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_regimes():
     """The figures of `choose.regime`'s docstring."""
     assert choose.regime("spline_forward", "bf16", 16384, 1024, 1024, 3, 8) == "wide"
@@ -219,11 +247,11 @@ def test_a_layers_own_knots_are_equidistant(dtype):
     mode = prepare.mode_of(dtype)
     orders = (0,) if dtype is torch.float16 else (0, 1)
     for D in orders:
-        tables = prepare.prepare_knots(layer.coef[:, :, 0], layer.grid, 3, D, mode)
+        tables = prepare.prepare_knots(layer.spline_weight, layer.grid, 3, D, mode)
         assert tables.uniform.tolist() == [1, 1, 1]
     bent = layer.grid.clone()
     bent[1, 5] += 0.1
-    assert prepare.prepare_knots(layer.coef[:, :, 0], bent, 3, 0, mode).uniform.tolist() == [1, 0, 1]
+    assert prepare.prepare_knots(layer.spline_weight, bent, 3, 0, mode).uniform.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("derivatives", [first_order, second_order], ids=lambda f: f.__name__)
@@ -306,8 +334,8 @@ def test_only_its_own_row_is_lost(bad):
     rest = torch.arange(70) != 4
     assert torch.equal(y[rest], clean[rest])
     gradient = OPERATORS[2](triton_operators, t, case, 0)[0]
-    assert gradient[1].isnan().all()
-    assert gradient[[0, 2]].isfinite().all()
+    assert gradient[:, 1].isnan().all()
+    assert gradient[:, [0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -324,7 +352,7 @@ def test_any_knots_are_safe(knots):
     t.grid = torch.tensor(knots, dtype=torch.float32).expand(3, -1)
     for operator in OPERATORS:
         for value in operator(triton_operators, t, case, 0):
-            assert value.shape[-1] in (0, 3, 5)
+            assert value.shape[-1] in (0, case.I, case.O, case.M)
 
 
 @pytest.mark.parametrize("case", LARGER[2:], ids=str)
@@ -336,7 +364,7 @@ def test_same_bits_every_time(case):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", ["x", "w", "coef", "scaler", "base_weight", "g"])
+@pytest.mark.parametrize("name", ["x", "w", "spline_weight", "spline_scaler", "base_weight", "g"])
 def test_offsets_beyond_32_bits(name):
     """Elements more than 2^31 apart."""
     torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
@@ -448,7 +476,7 @@ def test_the_second_gpu():
 
 def test_tiny_layers_take_one_pass(monkeypatch):
     """`spline_backward` of a small layer does not fall apart into two operators."""
-    monkeypatch.setattr(launch, "spline_backward_coef", None)
+    monkeypatch.setattr(launch, "spline_backward_weight", None)
     monkeypatch.setattr(launch, "spline_backward_input", None)
     case = Case(129, 8, 32, scaled=True)
     compare(backward, case, torch.float32, 0, triton_operators, 2)

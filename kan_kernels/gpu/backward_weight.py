@@ -13,7 +13,7 @@ from .tiles import column_bounds, knots_are_for, load_tile
 
 
 @triton.jit(do_not_specialize=["N", "T", "M", "rows", "first", "features"])
-def backward_coef_kernel(
+def backward_weight_kernel(
     x,  # (N, I)
     x_stride_n,
     x_stride_i,
