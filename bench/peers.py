@@ -183,6 +183,38 @@ def time_short(name: str, rounds: int) -> Iterable[Record]:
         yield {"provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min, "samples": timing.samples}
 
 
+# What `accelerate` itself takes, beside a training step of the network as it comes, on 1000 rows.
+ONCE: dict[str, tuple[str, list[int]]] = {
+    "accelerate of pykan's [2, 5, 1] (before: a step)": ("pykan", [2, 5, 1]),
+    "accelerate of pykan's [4, 100, 100, 100, 1] (before: a step)": ("pykan", [4, 100, 100, 100, 1]),
+    "accelerate of pykan's [784, 64, 10] (before: a step)": ("pykan", [784, 64, 10]),
+    "accelerate of efficient-kan's [2, 5, 1] (before: a step)": ("efficient-kan", [2, 5, 1]),
+    "accelerate of efficient-kan's [784, 64, 10] (before: a step)": ("efficient-kan", [784, 64, 10]),
+}
+
+
+def time_once(name: str, rounds: int) -> Iterable[Record]:
+    """A step before, and the call of `accelerate`, of which every one needs a network that is not accelerated yet."""
+    peer, widths = ONCE[name]
+    net = network("peer", widths, 5) if peer == "pykan" else peer_layers.KAN(widths)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    x = torch.rand(1000, widths[0]) * 2 - 1
+
+    def run() -> None:
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    def accelerated() -> None:
+        kk.restore(kk.accelerate(net))
+
+    for provider, call in (("peer", run), ("accelerated", accelerated)):
+        call()
+        times = [seconds(call) for _ in range(rounds)]
+        middle, best = 1e3 * statistics.median(times), 1e3 * min(times)
+        yield {"provider": provider, "median_ms": middle, "min_ms": best, "samples": rounds}
+
+
 # Two steps of `fit` with lamb and a grid update; pykan's own with few rows only.
 MEMORY = {f"pykan, [8, 16, 32, 16, 8, 1], G = 15, Adam, lamb, {rows} rows": rows for rows in (90, 2000, 100_000)}
 MOST_ROWS_OF_PYKAN = 2000
@@ -204,7 +236,8 @@ def peaks(name: str, threads: int) -> Iterable[Record]:
 
 
 def measure(name: str, rounds: int, threads: int) -> list[Record]:
-    found = peaks(name, threads) if name in MEMORY else (time_long if name in LONG else time_short)(name, rounds)
+    timed = dict.fromkeys(LONG, time_long) | dict.fromkeys(SHORT, time_short) | dict.fromkeys(ONCE, time_once)
+    found = peaks(name, threads) if name in MEMORY else timed[name](name, rounds)
     common = {"case": name, "threads": threads, "dtype": "float32", "machine": describe()}
     return [common | record for record in found]
 
@@ -221,7 +254,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # pykan writes where it runs
         os.mkdir("model")
-        for name in tqdm([name for name in (*LONG, *SHORT, *MEMORY) if arguments.only in name]):
+        for name in tqdm([name for name in (*LONG, *SHORT, *ONCE, *MEMORY) if arguments.only in name]):
             records = measure(name, arguments.rounds, arguments.threads)
             append(out, records)
             told = ", ".join(f"{r['provider']} {r.get('median_ms', r.get('peak_mb')):.4g}" for r in records)

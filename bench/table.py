@@ -148,6 +148,38 @@ def variants(records: list[Record]) -> list[list[str]]:
     return table
 
 
+def replaced(records: list[Record]) -> list[list[str]]:
+    """A row per kind of layer, a column per batch: how many times faster than efficient-kan's the accelerated layer is."""
+    times = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
+    batches = sorted({r["N"] for r in records})
+    by_layer: dict[str, dict[int, str]] = {}
+    for r in records:
+        layer = "{I}→{O}, G={G}, K={K}".format(**r) + (", float64" if r["dtype"] == "float64" else "")
+        ratios = (
+            times[r["case"], mode, "efficient-kan"] / times[r["case"], mode, "accelerated"] for mode in ("forward", "step")
+        )
+        by_layer.setdefault(layer, {})[r["N"]] = " / ".join(f"{ratio:.1f}" for ratio in ratios)
+    rows = [[layer, *(cells.get(batch, "-") for batch in batches)] for layer, cells in by_layer.items()]
+    return [["forward / step, times faster", *(f"N={batch}" for batch in batches)], *rows]
+
+
+def replaced_footnote(records: list[Record]) -> str:
+    times = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
+    ratios = sorted(ms / times[case, mode, "native"] for (case, mode, name), ms in times.items() if name == "accelerated")
+    gains = sorted(
+        times[case, mode, "efficient-kan"] / ms for (case, mode, name), ms in times.items() if name == "accelerated"
+    )
+    last = records[-1]
+    machine, threads = last["machine"], last["threads"]
+    return (
+        f"The real efficient-kan, commit {last['efficient_kan']}: {len(gains)} comparisons, least {gains[0]:.2f}x, median"
+        f" {gains[len(gains) // 2]:.2f}x. An accelerated layer takes {ratios[len(ratios) // 2]:.2f} of a native one's time"
+        f" (median; {ratios[len(ratios) // 20]:.2f} to {ratios[-1 - len(ratios) // 20]:.2f} for nine in ten)."
+        f" {threads} thread{'s' * (threads > 1)} on {machine['cpu']} ({machine['cores']} cores, {machine['instruction_set']}"
+        f" kernels), torch {machine['torch']}, {machine['date']}. Reproduce: `python bench/replace.py`."
+    )
+
+
 def stages(records: list[Record]) -> list[list[str]]:
     """A row per stage, a pair of columns per shape: milliseconds, and the limit's share of them."""
     shapes = list(dict.fromkeys(shape_of(r) for r in records))
@@ -220,6 +252,14 @@ BLOCKS = (
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
     Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
+    Block(
+        "replace-avx2",
+        ROOT / "bench" / "README.md",
+        "cpu-replace-avx2",
+        ("case", "mode", "provider"),
+        replaced,
+        replaced_footnote,
+    ),
     Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
     GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )

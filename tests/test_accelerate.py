@@ -460,7 +460,7 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def test_accelerating_is_less_work_than_two_steps():
+def test_accelerating_is_less_work_than_five_steps():
     """In operators; and none makes anything of the size of the parameters."""
     for widths in ([2, 5, 1], [100, 100, 100, 100, 1]):
         net = peer_layers.KAN(widths)
@@ -468,7 +468,7 @@ def test_accelerating_is_less_work_than_two_steps():
             net(torch.zeros(10, widths[0])).sum().backward()
         with Operations() as of_accelerating:
             kk.accelerate(net)
-        assert of_accelerating.count < 2 * of_a_step.count
+        assert of_accelerating.count < 3 * of_a_step.count
     assert of_accelerating.largest <= net.layers[0].spline_weight.nbytes / 10
 
 

@@ -17,6 +17,7 @@ from allocations import Allocations
 from kan.compiler import kanpiler
 from kan.utils import get_derivative
 from pykan_models import NETWORKS, inputs, kan, network, symbolic
+from test_accelerate import Operations
 from torch import nn
 
 import kan_kernels as kk
@@ -580,6 +581,22 @@ def test_derivatives_with_respect_to_knots_and_masks(derivative):
     assert knots.isfinite().all()
     assert knots.any()
     assert_same(found[1], found[0], 1e-8)
+
+
+def test_accelerating_is_less_work_than_five_steps():
+    """In operators; and none makes anything of the size of the parameters."""
+    net = network((2, 5, 1))
+    with Operations() as of_a_step:
+        net(torch.zeros(10, 2)).sum().backward()
+    with Operations() as of_accelerating:
+        kk.accelerate(net)
+    assert of_accelerating.count < 3 * of_a_step.count
+    wide = network((100, 100, [20, 20], 10))
+    with Operations() as of_the_wide_one:
+        kk.accelerate(wide)
+    assert is_fused(wide)
+    assert of_the_wide_one.count < 2 * of_accelerating.count
+    assert of_the_wide_one.largest < wide.act_fun[0].coef.nbytes / 10
 
 
 def test_a_subclass_of_a_layer_with_methods_of_its_own_is_accelerated():

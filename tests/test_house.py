@@ -69,10 +69,11 @@ SUBPACKAGES = {
         "edge_record": 0,
         "efficient_kan": 1,
         "pykan_layers": 1,
-        "pykan_networks": 2,
-        "pykan_weights": 3,
-        "accelerate": 3,
-        "__init__": 4,
+        "pykan_small": 2,
+        "pykan_networks": 3,
+        "pykan_weights": 4,
+        "accelerate": 4,
+        "__init__": 5,
     },
 }
 
