@@ -208,8 +208,8 @@ struct GradientWorker {
       if constexpr (LIVE < 0)
         backward_coef_tile_general(inputs.inputs(f), from, g_stride, spline, row_length, base);
       else
-        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, from, g_stride, spline,
-                                       row_length, base);
+        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, !plan.of_edges, from,
+                                       g_stride, spline, row_length, base);
     }
     if (by_tile) sums.write(writer, i0, features, tile.first, smaller(width, layer.problem.O - tile.first), to, width);
   }

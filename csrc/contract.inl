@@ -236,13 +236,14 @@ template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
   return true;
 }
 
-// at_once: of a run's inputs, whose sum is then added.
+// at_once: of a run's inputs, whose sum is then added. pivots: whether the pivot's row may come from the others', with errors of the
+// size of g, not of its products.
 template <class C, int LIVE, int R, int STRIDE>
-void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, const C* g, int64_t g_stride, C* gradient, int64_t gradient_stride,
-                        C* base_gradient) {
+void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, bool pivots, const C* g, int64_t g_stride, C* gradient,
+                        int64_t gradient_stride, C* base_gradient) {
   for (int run = 0; run < inputs.runs.count; ++run) {
     C* const to = gradient + inputs.runs.first[run] * gradient_stride;
-    const ValueSum known_sum = LIVE > 1 ? inputs.template value_sum_of<ValueSum::one>(run) : ValueSum::unknown;
+    const ValueSum known_sum = LIVE > 1 && pivots ? inputs.template value_sum_of<ValueSum::one>(run) : ValueSum::unknown;
     const int run_end = inputs.runs.start[run + 1];
     for (int begin = inputs.runs.start[run]; begin < run_end; begin += at_once) {
       const int end = begin + at_once < run_end ? begin + at_once : run_end;

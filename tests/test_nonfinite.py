@@ -70,7 +70,8 @@ def test_only_its_own_row_is_lost(bad):
     y = ops.spline_forward(t.x, None, t.spline_weight, None, t.grid, t.base_weight, "silu", 0)
     assert y[4].isnan().all()
     rest = torch.arange(37) != 4
-    assert torch.equal(y[rest], clean[rest])
+    # Up to rounding: where an input of a block is outside of the knots, its bases are no longer known to sum to 1.
+    torch.testing.assert_close(y[rest], clean[rest], rtol=1e-6, atol=1e-6)
     gradient, _, _ = ops.spline_backward_weight(t.x, None, t.g, None, None, t.grid, 3, "silu", 0, True, False, True)
     assert gradient[:, 1].isnan().all()
     assert gradient[:, [0, 2]].isfinite().all()
