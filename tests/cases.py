@@ -128,7 +128,7 @@ def with_gaps(t: Tensor) -> Tensor:
 
 
 # Odd sizes around every vector length and block size; all grids, degrees and layouts.
-CASES = [
+COMMON_CASES = [
     Case(1, 1, 1),
     Case(1, 1, 1, K=1, knots="adaptive", weighted=True, scaled=True),
     Case(0, 3, 2),
@@ -169,7 +169,11 @@ CASES = [
     Case(4200, 1, 7, weighted=True),
     Case(63, 7, 17, base="identity", weighted=True),
     Case(63, 7, 17, base=None, weighted=True, scaled=True),
-    # Few rows, where the kernels change their way: sizes below, at and above every vector length.
+]
+
+# Where the C++ kernels change their way.
+CPU_CASES = [
+    # Few rows: sizes below, at and above every vector length.
     Case(1, 1, 7, G=1, K=4, weighted=True),
     Case(1, 64, 64, layout="strided", weighted=True, scaled=True),
     Case(2, 129, 7, knots="adaptive", scaled=True),
@@ -188,13 +192,18 @@ CASES = [
     Case(63, 3, 17, K=7, G=8, knots="adaptive", weighted=True, scaled=True),
     Case(300, 3, 16, K=6),
     Case(300, 3, 16, K=7, knots="adaptive"),
-    # Weights as pykan keeps them.
+]
+
+# Weights as pykan keeps them.
+PYKAN_CASES = [
     Case(1, 7, 33, layout="in_first", scaled=True),
     Case(4, 33, 64, layout="in_first"),
     Case(63, 7, 17, layout="in_first", K=2, knots="adaptive", weighted=True, scaled=True),
     Case(129, 16, 48, layout="in_first", scaled=True),
     Case(65, 3, 20, layout="in_first", G=4, K=6, weighted=True, scaled=True),
 ]
+
+CASES = COMMON_CASES + CPU_CASES + PYKAN_CASES
 
 # The shapes of the performance tables.
 BENCH_CASES = {
