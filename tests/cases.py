@@ -101,10 +101,10 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
     tensors = Tensors(
         x=x.to(dtype),
         w=normal(case.N, case.I).to(dtype) if case.weighted else None,
-        spline_weight=normal(case.O, case.I, case.M).to(dtype),
-        spline_scaler=normal(case.O, case.I).to(dtype) if case.scaled else None,
+        spline_weight=normal(case.I, case.M, case.O).permute(2, 0, 1).contiguous().to(dtype),
+        spline_scaler=normal(case.I, case.O).t().contiguous().to(dtype) if case.scaled else None,
         grid=grid,
-        base_weight=normal(case.O, case.I).to(dtype) if case.base else None,
+        base_weight=normal(case.I, case.O).t().contiguous().to(dtype) if case.base else None,
         g=normal(case.N, case.O).to(dtype),
     )
     if case.layout == "strided":
