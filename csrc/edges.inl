@@ -18,15 +18,6 @@ inline V<C> signed_weight(V<C> v, V<C> weight) {
   return magnitude<C>(v) > V<C>{} ? (V<C>)((Index<C>)weight ^ sign_bits<C>(v)) : V<C>{};
 }
 
-// Lanes of inputs from b on that exist.
-template <class C>
-inline Index<C> lanes_below(int count) {
-  Index<C> lane;
-#pragma GCC unroll 16
-  for (int l = 0; l < Simd<C>::lanes; ++l) lane[l] = l;
-  return lane < Index<C>{} + typename Simd<C>::Int(count);
-}
-
 // visit(b, phi) for every input: its edges to a tile's outputs, R vectors.
 template <class C, int LIVE, int R, int STRIDE, class Visit>
 [[gnu::always_inline]] inline void visit_edges(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Visit visit) {
@@ -64,7 +55,7 @@ void add_narrow_magnitudes(const Inputs<C, STRIDE>& inputs, int padded, const C*
   V<C> some[kMostNarrowOutputs] = {};
   narrow_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
                                           [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
-                                            phi = lanes_below<C>(inputs.count - b) ? phi : V<C>{};
+                                            phi = first_lanes<C>(inputs.count - b) ? phi : V<C>{};
                                             some[o] += magnitude<C>(phi);
                                           });
   for (int64_t o = 0; o < O; ++o) sums[o] += double(sum_lanes<C>(some[o]));
@@ -86,7 +77,7 @@ void write_narrow_signs(const Inputs<C, STRIDE>& inputs, int padded, const C* ta
                         C* signs) {
   narrow_contract<C, LIVE, TABLE_VECTORS>(
       inputs, padded, table, base, O, [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
-        phi = lanes_below<C>(inputs.count - b) ? phi : V<C>{};
+        phi = first_lanes<C>(inputs.count - b) ? phi : V<C>{};
         store<C>(signs + o * STRIDE + b, signed_weight<C>(phi, broadcast(weight[o])));
       });
 }

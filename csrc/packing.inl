@@ -109,8 +109,3 @@ void write_transposed(Storage storage, const C* source, int64_t source_stride, i
         to[r * destination_stride + c] = narrow<S>(source[c * source_stride + r]);
   });
 }
-
-// Element k of an array, without a branch per storage type.
-inline const void* element_of(const void* start, Storage storage, int64_t k) {
-  return static_cast<const char*>(start) + k * (storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2);
-}
