@@ -44,9 +44,9 @@ template <class C, int W, class Write>
   });
 }
 
-// The way back: the edges edge, edge + stride, ... of the first `outputs` lanes become what read(m) gives.
-template <class C, int W, class Read>
-[[gnu::always_inline]] inline void write_edges(C* edge, int64_t stride, int64_t M, int outputs, const Read& read) {
+// The way back: the edges edge, edge + stride, ... of the first `outputs` lanes, a number or a Constant, become what read(m) gives.
+template <class C, int W, class Count, class Read>
+[[gnu::always_inline]] inline void write_edges(C* edge, int64_t stride, int64_t M, Count outputs, const Read& read) {
   constexpr int in_vector = Simd<C>::lanes / W;
   visit_blocks<W>(M, [&](int64_t first, auto) __attribute__((always_inline)) {
     V<C> v[W];
@@ -56,7 +56,7 @@ template <class C, int W, class Read>
 #pragma GCC unroll 8
     for (int k = 0; k < W; ++k)
       store_records<C, W>([&](int r) __attribute__((always_inline)) { return edge + (k * in_vector + r) * stride + first; }, v[k],
-                          outputs - k * in_vector);
+                          number_of(outputs) - k * in_vector);
   });
 }
 
@@ -162,7 +162,12 @@ struct EdgeWriter {
       constexpr int W = decltype(width)::value;
       // One after the other: where a power of two separates outputs, both edges and gradients do not fit the same sets of L1.
       if (p.spline_scaler_gradient != nullptr) sum_products<W>(i0, features, o0, feature_size, sums, row_length);
-      if (p.spline_weight_gradient != nullptr) write_features<W>(i0, features, o0, int(outputs), feature_size, sums, row_length);
+      if (p.spline_weight_gradient != nullptr) {
+        if (outputs == lanes)
+          write_features<W>(i0, features, o0, Constant<lanes>{}, feature_size, sums, row_length);
+        else
+          write_features<W>(i0, features, o0, int(outputs), feature_size, sums, row_length);
+      }
     });
     if (p.spline_scaler_gradient != nullptr)
       write_factors(scale_gradient.data, lanes, i0, features, o0, outputs, p.spline_scaler_gradient);
@@ -184,8 +189,8 @@ struct EdgeWriter {
     }
   }
 
-  template <int W>
-  void write_features(int64_t i0, int64_t features, int64_t o0, int outputs, int64_t feature_size, const C* sums, int64_t row_length) {
+  template <int W, class Count>
+  void write_features(int64_t i0, int64_t features, int64_t o0, Count outputs, int64_t feature_size, const C* sums, int64_t row_length) {
     const Problem& p = problem;
     C* const to = converts ? converted.data : static_cast<C*>(p.spline_weight_gradient) + edge(o0, i0) * M;
     const int64_t stride = converts ? weights.features_at_once * M : p.edge_stride[0] * M;

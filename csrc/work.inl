@@ -34,13 +34,15 @@ template <class F>
 void with_live_rows(int live, F f) {
   switch (live) {
     case 0: return f(Constant<0>{});
+    case 4: return f(Constant<4>{});
+#if KAN_ALL_DEGREES
     case 2: return f(Constant<2>{});
     case 3: return f(Constant<3>{});
-    case 4: return f(Constant<4>{});
     case 5: return f(Constant<5>{});
     case 6: return f(Constant<6>{});
     case 7: return f(Constant<7>{});
     case 8: return f(Constant<8>{});
+#endif
     default: return f(Constant<-1>{});
   }
 }
@@ -153,8 +155,9 @@ struct RowSplits {
   int64_t N, I, block, chunk, chunks, count, rows;
 
   template <class C>
+  // Several tiles share an evaluated chunk: at most 64 features, so that two threads have work at 256 features and few rows.
   explicit RowSplits(const Layer<C>& layer) : N(layer.problem.N), I(layer.problem.I), block(layer.block_rows(32)) {
-    chunk = smaller(I, layer.tiles == 1 ? 16 : 64 * 128 / block);
+    chunk = smaller(I, layer.tiles == 1 ? 16 : 64 * 128 / (block < 128 ? 128 : block));
     chunks = divide_up(I, chunk);
     count = chunks >= 8 ? 1 : smaller(divide_up(8, chunks), at_least_one(N / (4 * block)));
     rows = divide_up(divide_up(N, count), block) * block;
