@@ -6,11 +6,18 @@
 #include <immintrin.h>
 
 // After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#endif
 
 #define KAN_NAMESPACE kan_avx2
 #define KAN_VECTOR_BYTES 32
 #include "kernels.inl"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 
 const kan::KernelSet kan::kAvx2Kernels = KAN_NAMESPACE::kernel_set("avx2");
 #endif

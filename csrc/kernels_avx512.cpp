@@ -6,14 +6,20 @@
 #include <immintrin.h>
 
 // After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
-
 // GCC 12 takes the undefined pass-through operand of its own intrinsics for a mistake of ours.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #define KAN_NAMESPACE kan_avx512
 #define KAN_VECTOR_BYTES 64
 #include "kernels.inl"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 
 const kan::KernelSet kan::kAvx512Kernels = KAN_NAMESPACE::kernel_set("avx512");
 #endif

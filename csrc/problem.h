@@ -61,7 +61,7 @@ struct KernelSet {
 };
 
 extern const KernelSet kBaselineKernels;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__)  // Clang too
 #define KAN_HAS_X86_KERNELS 1
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;

@@ -108,6 +108,21 @@ inline bool any_lane(Index<C> mask) {
 #endif
 }
 
+// Lane index[l] of a and b, one behind the other, in lane l, for an index that is a constant once inlined. Clang, which has no
+// shuffle by a vector, makes one instruction of the loop too.
+template <class C>
+[[gnu::always_inline]] inline V<C> shuffle(V<C> a, V<C> b, Index<C> index) {
+#ifdef __clang__
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> result;
+#pragma unroll
+  for (int l = 0; l < lanes; ++l) result[l] = index[l] < lanes ? a[index[l]] : b[index[l] - lanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 // Lanes that are infinite or NaN.
 template <class C>
 inline Index<C> non_finite(V<C> v) {
@@ -196,7 +211,7 @@ inline void add_halves(V<C>* v) {
 #pragma GCC unroll 16
   for (int f = 0; f < HALF; ++f) {
     const V<C> kept = second ? v[f + HALF] : v[f];
-    v[f] = kept + __builtin_shuffle(v[f], v[f + HALF], crosswise);
+    v[f] = kept + shuffle<C>(v[f], v[f + HALF], crosswise);
   }
 }
 // Lane f of the result is the sum of the lanes of v[f], for as many vectors as there are lanes; v is used up.
@@ -339,8 +354,8 @@ inline void exchange_quarters(V<C>* v) {
   for (int r = 0; r < Simd<C>::lanes; ++r)
     if ((r & HALF) == 0) {
       const V<C> top = v[r], bottom = v[r + HALF];
-      v[r] = __builtin_shuffle(top, bottom, low);
-      v[r + HALF] = __builtin_shuffle(top, bottom, low + HALF);
+      v[r] = shuffle<C>(top, bottom, low);
+      v[r + HALF] = shuffle<C>(top, bottom, low + HALF);
     }
 }
 // Lane c of v[r] and lane r of v[c] change places, for as many vectors as there are lanes.
@@ -438,7 +453,7 @@ inline V<C> repeat_lanes(V<C> v, int first) {
   Index<C> index = {};
 #pragma GCC unroll 16
   for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
-  return __builtin_shuffle(v, index + typename Simd<C>::Int(first));
+  return shuffle<C>(v, v, index + typename Simd<C>::Int(first));
 }
 // From W vectors that hold as many records of W entries as there are lanes, to W vectors of one entry each.
 template <class C, int W>
@@ -455,8 +470,8 @@ inline void records_to_lanes(V<C>* v) {
       for (int r = 0; r < W; ++r)
         if ((r & step) == 0) {
           const V<C> low = v[r], high = v[r + step];
-          v[r] = __builtin_shuffle(low, high, even);
-          v[r + step] = __builtin_shuffle(low, high, even + 1);
+          v[r] = shuffle<C>(low, high, even);
+          v[r + step] = shuffle<C>(low, high, even + 1);
         }
   }
 }
@@ -476,8 +491,8 @@ inline void lanes_to_records(V<C>* v) {
       for (int r = 0; r < W; ++r)
         if ((r & step) == 0) {
           const V<C> even = v[r], odd = v[r + step];
-          v[r] = __builtin_shuffle(even, odd, first_half);
-          v[r + step] = __builtin_shuffle(even, odd, first_half + lanes / 2);
+          v[r] = shuffle<C>(even, odd, first_half);
+          v[r + step] = shuffle<C>(even, odd, first_half + lanes / 2);
         }
   }
 }
