@@ -1,9 +1,7 @@
 """What a measurement was made on and with."""
 
 import os
-import platform
 from datetime import date
-from pathlib import Path
 
 import torch
 
@@ -14,7 +12,7 @@ def describe() -> dict[str, str | int | None]:
     """Processor, cores, torch's threads, versions, the kernels' instruction set and today's date."""
     info = kk.info()
     return {
-        "cpu": _cpu_model(),
+        "cpu": info.processor,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instruction_set": info.instruction_set,
@@ -22,12 +20,3 @@ def describe() -> dict[str, str | int | None]:
         **info.versions,
         "date": date.today().isoformat(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

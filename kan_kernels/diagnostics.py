@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ class Info:
     backend: str
     serves: dict[str, str]  # device type -> the backend that "auto" picks
     unavailable: dict[str, str]  # backend -> why
+    processor: str
     instruction_set: str | None
     available_instruction_sets: tuple[str, ...]
     fused_activations: tuple[str, ...]
@@ -29,6 +31,7 @@ class Info:
             lines.append(f"{'  ' + device:<16}{backend}")
         for backend, reason in self.unavailable.items():
             lines.append(f"{'  not ' + backend:<16}{reason}")
+        lines.append(f"{'processor':<16}{self.processor}")
         if self.instruction_set is not None:
             lines.append(f"{'C++ kernels':<16}{self.instruction_set} (of {', '.join(self.available_instruction_sets)})")
         lines.append(f"{'fused b':<16}{', '.join(self.fused_activations)}, none; any other runs in plain torch")
@@ -48,8 +51,19 @@ def info() -> Info:
         backend=ops.backend(),
         serves={device: ops.serves(device) for device in ("cpu", "cuda", "other devices")},
         unavailable={name: reason for name in ops.BACKENDS if (reason := ops.unavailable(name))},
+        processor=processor(),
         instruction_set=ops.instruction_set(),
         available_instruction_sets=ops.available_instruction_sets(),
         fused_activations=FUSED_ACTIVATIONS,
         fallbacks=fallbacks.noted(),
     )
+
+
+def processor() -> str:
+    """The processor's model where Linux names it, else what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

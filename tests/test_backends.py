@@ -50,7 +50,7 @@ def test_environment_chooses():
 
 def test_info_as_a_module(monkeypatch):
     monkeypatch.setattr(fallbacks, "_seen", {})  # other tests' are not that process's
-    shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels.info"], capture_output=True, text=True, cwd="/")
+    shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels"], capture_output=True, text=True, cwd="/")
     assert shown.stdout.strip() == str(kk.info()).strip(), shown.stderr
 
 

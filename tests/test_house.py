@@ -41,7 +41,7 @@ FLOORS = {
     "network": 9,
     "plotting": 10,
     "__init__": 11,
-    "info": 12,
+    "__main__": 12,
 }
 # The same for the files of the subpackages, which themselves look only down.
 SUBPACKAGES = {
