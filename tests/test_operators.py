@@ -1,6 +1,7 @@
 """Every instruction set x case x dtype x derivative order: the operators against the float64 reference."""
 
 import dataclasses
+from functools import lru_cache
 
 import pytest
 import torch
@@ -73,24 +74,30 @@ class AbsoluteReference:
         return operator
 
 
+@lru_cache(maxsize=192)  # the trials of one test's operators: other instruction sets are compared next
+def judged(operator, case: Case, dtype: torch.dtype, reference_dtype: torch.dtype, order: int, seed: int):
+    """A random problem, its exact results, those of the reference with its own exact ones, and what the results add up."""
+    t = make(case, dtype, seed)
+    exact = operator(reference, t.to(torch.float64), case, order)
+    # The float64 kernel's problem, rounded, is the float32 reference's: each is compared with its own exact answer.
+    same = t if reference_dtype is dtype else make(case, reference_dtype, seed)
+    values = operator(reference, same, case, order)
+    own_exact = exact if same is t else operator(reference, same.to(torch.float64), case, order)
+    scales = operator(AbsoluteReference(), magnitude(t.to(torch.float64), case, order), case, order)
+    return t, exact, values, own_exact, scales
+
+
 def compare(
     operator, case: Case, dtype: torch.dtype, order: int, module=ops, trials: int | None = None, first_seed: int = 0
 ) -> None:
     """The operator of `module` on random problems of the case: the twice-rule."""
 
     def compute(reference_dtype, trial):
-        seed = first_seed + trial
-        t = make(case, dtype, seed)
-        # The float64 kernel's problem, rounded, is the float32 reference's: each is compared with its own exact answer.
-        same = make(case, reference_dtype, seed)
+        t, exact, reference_values, own_exact, scales = judged(
+            operator, case, dtype, reference_dtype, order, first_seed + trial
+        )
         values = operator(module, t, case, order)
-        exact = operator(reference, t.to(torch.float64), case, order)
-        reference_values = operator(reference, same, case, order)
-        reference_exact = operator(reference, same.to(torch.float64), case, order)
-        scales = operator(AbsoluteReference(), magnitude(t.to(torch.float64), case, order), case, order)
-        for value, truth, other, other_truth, scale in zip(
-            values, exact, reference_values, reference_exact, scales, strict=True
-        ):
+        for value, truth, other, other_truth, scale in zip(values, exact, reference_values, own_exact, scales, strict=True):
             yield value, truth + (other.double() - other_truth), truth, scale
 
     if trials is None:
@@ -99,6 +106,7 @@ def compare(
     assert_twice_rule(compute, dtype, trials, f"{operator.__name__}, order {order}")
 
 
+@pytest.mark.parametrize("instruction_set", ops.INSTRUCTION_SETS, indirect=True)  # varies first: `judged` remembers
 @pytest.mark.parametrize("order", ORDERS, ids=lambda n: f"order{n}")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
