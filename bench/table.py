@@ -252,13 +252,16 @@ BLOCKS = (
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
     Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
-    Block(
-        "replace-avx2",
-        ROOT / "bench" / "README.md",
-        "cpu-replace-avx2",
-        ("case", "mode", "provider"),
-        replaced,
-        replaced_footnote,
+    *(
+        Block(
+            f"replace-{instruction_set}",
+            ROOT / "bench" / "README.md",
+            f"cpu-replace-{instruction_set}",
+            ("case", "mode", "provider"),
+            replaced,
+            replaced_footnote,
+        )
+        for instruction_set in ("avx2", "avx512")
     ),
     Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
     GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
