@@ -29,6 +29,9 @@ void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F
       [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); }, (void*)&body);
 }
 
+// Whether so many live rows have loops of their own.
+constexpr bool is_specialised(int live) { return live == 0 || live == 4 || (KAN_ALL_DEGREES && live >= 2 && live <= 8); }
+
 // Calls f with the number of live rows as a Constant where there is a specialisation, Constant<-1> elsewhere.
 template <class F>
 void with_live_rows(int live, F f) {
