@@ -89,7 +89,7 @@ struct FeatureEvaluation {
 template <class C>
 constexpr int record_size(int live) {
   constexpr int lanes = Simd<C>::lanes;
-  return live > 1 && live <= lanes / 2 && is_specialised(live) ? ceil_pow2(live) : (live + lanes - 1) / lanes * lanes;
+  return live > 1 && live <= lanes / 2 ? ceil_pow2(live) : (live + lanes - 1) / lanes * lanes;
 }
 
 // The evaluated inputs of all rows, in blocks of as many features as there are lanes.

@@ -29,23 +29,18 @@ void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F
       [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); }, (void*)&body);
 }
 
-// Whether so many live rows have loops of their own.
-constexpr bool is_specialised(int live) { return live == 0 || live == 4 || (KAN_ALL_DEGREES && live >= 2 && live <= 8); }
-
 // Calls f with the number of live rows as a Constant where there is a specialisation, Constant<-1> elsewhere.
 template <class F>
 void with_live_rows(int live, F f) {
   switch (live) {
     case 0: return f(Constant<0>{});
-    case 4: return f(Constant<4>{});
-#if KAN_ALL_DEGREES
     case 2: return f(Constant<2>{});
     case 3: return f(Constant<3>{});
+    case 4: return f(Constant<4>{});
     case 5: return f(Constant<5>{});
     case 6: return f(Constant<6>{});
     case 7: return f(Constant<7>{});
     case 8: return f(Constant<8>{});
-#endif
     default: return f(Constant<-1>{});
   }
 }
