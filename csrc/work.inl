@@ -152,8 +152,8 @@ struct RowPart {
 struct RowSplits {
   int64_t N, I, block, chunk, chunks, count, rows;
 
-  template <class C>
   // Several tiles share an evaluated chunk: at most 64 features, so that two threads have work at 256 features and few rows.
+  template <class C>
   explicit RowSplits(const Layer<C>& layer) : N(layer.problem.N), I(layer.problem.I), block(layer.block_rows(32)) {
     chunk = smaller(I, layer.tiles == 1 ? 16 : 64 * 128 / (block < 128 ? 128 : block));
     chunks = divide_up(I, chunk);
