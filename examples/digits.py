@@ -78,10 +78,9 @@ def train(epochs: int, seed: int) -> dict[str, Training]:
     data = TensorDataset(train_x, train_y)
     loader = DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size=64, drop_last=False))
     trainings = {name: Training(backend, copy.deepcopy(net)) for name, backend in BACKENDS.items()}
-    for training in trainings.values():
-        Training(training.backend, copy.deepcopy(net)).run_epoch(
-            list(loader)[:2]
-        )  # imports and starts what a first step needs
+    few = list(loader)[:2]
+    for backend in BACKENDS.values():
+        Training(backend, copy.deepcopy(net)).run_epoch(few)  # a first step imports and starts what it needs
     for _ in tqdm(range(epochs), desc="training", unit="epoch"):
         batches = list(loader)
         for training in trainings.values():
