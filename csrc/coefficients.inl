@@ -48,7 +48,7 @@ struct Packer {
       const NextBlock<C> next = next_block;
       const int64_t M = reader.M;
       for (int64_t f = 0; f < features; ++f) {
-        next.template prefetch<false>(f);
+        next.template prefetch_part<false>(f);
         const V<C> factor = scales ? load(&scale[f * lanes]) : broadcast(C(1));
         C* const feature = to + f * rows * width;
         read_edges<C, decltype(record)::value>(edges.of_output, f * edges.stride, M, [&](int64_t m, V<C> row) __attribute__((always_inline)) {

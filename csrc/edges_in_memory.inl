@@ -60,6 +60,12 @@ template <class C, int W, class Count, class Read>
   });
 }
 
+// Asks for `count` elements before they are read or written.
+template <bool WRITES, class S>
+[[gnu::always_inline]] inline void prefetch(const S* from, int64_t count) {
+  for (int64_t c = 0; c < count; c += int64_t(64 / sizeof(S))) __builtin_prefetch(from + c, WRITES);
+}
+
 // A block of edges in memory that the next loop reads or writes. The lines of its edges are too far apart for the processor to
 // fetch them ahead by itself, so the loop before it asks for them, part by part: at 512 -> 512 they cost two thirds of the packing.
 template <class C>
@@ -75,10 +81,8 @@ struct NextBlock {
     size = (by_output ? features : outputs) * M;
   }
   template <bool WRITES>
-  [[gnu::always_inline]] void prefetch(int64_t part) const {
-    if (part >= parts) return;
-    const C* start = first_part + part * stride;
-    for (int64_t c = 0; c < size; c += int64_t(64 / sizeof(C))) __builtin_prefetch(start + c, WRITES);
+  [[gnu::always_inline]] void prefetch_part(int64_t part) const {
+    if (part < parts) prefetch<WRITES>(first_part + part * stride, size);
   }
 };
 
@@ -219,7 +223,7 @@ struct EdgeWriter {
     const typename EdgeReader<C>::Edges edges = weights.edges;
     const NextBlock<C> next = has_next ? weights.next_block(next_output, next_feature, features) : NextBlock<C>{};
     for (int64_t f = 0; f < features; ++f) {
-      next.template prefetch<false>(f);
+      next.template prefetch_part<false>(f);
       const C* rows = sums + f * feature_size;
       V<C> sum = {};
       read_edges<C, W>(edges.of_output, f * edges.stride, M, [&](int64_t m, V<C> coefficient) __attribute__((always_inline)) {
@@ -240,7 +244,7 @@ struct EdgeWriter {
       next = {static_cast<C*>(p.spline_weight_gradient) + edge(next_output, next_feature) * M, stride, step,
               smaller(lanes, p.O - next_output), smaller(features, p.I - next_feature), M};
     for (int64_t f = 0; f < features; ++f) {
-      next.template prefetch<true>(f);
+      next.template prefetch_part<true>(f);
       const C* rows = sums + f * feature_size;
       const V<C> factor = p.spline_scaler.data != nullptr ? load(&scale[f * lanes]) : broadcast(C(1));
       write_edges<C, W>(to + f * step, stride, bases, outputs,

@@ -301,21 +301,25 @@ struct FewRowsGradients {
     const size_t size = size_t(p.N * chunk * block_size) * sizeof(C);
     if (p.input_gradient != nullptr) __builtin_memset(along.data, 0, size);
     if (p.spline_weight_gradient != nullptr) spread_bases(first, count);
+    const bool in_place = p.spline_weight_gradient != nullptr && p.edge_stride[1] == 1 && is_stored_as<C>(p.storage);
     C gradient[kFewRows];
     for (int64_t o0 = 0; o0 < p.O; o0 += kOutputsAtOnce) {
       if (p.input_gradient != nullptr) __builtin_memset(some_along.data, 0, size);
       // First all that reads the edges, then all that writes gradients: a load waits for a store a multiple of 4 KiB away, and the
       // next output's edges often are.
       for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
+        prefetch_row(p.spline_scaler, o + 1, first, count);
+        if (p.input_gradient != nullptr) prefetch_row(p.base_weight, o + 1, first, count);
         read_gradient(o, gradient);
         for (int64_t b = 0; b < count; ++b) read_block(o, first + b, b, gradient);
         write_factors(o, first, count, of_scaler.data, p.spline_scaler_gradient);
       }
       for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
         read_gradient(o, gradient);
-        for (int64_t b = 0; b < count; ++b) fill_block(o, first + b, b, gradient);
+        C* const to = in_place ? static_cast<C*>(p.spline_weight_gradient) + (o * p.edge_stride[0] + first * lanes) * M : line.data;
+        for (int64_t b = 0; b < count; ++b) fill_block(o, first + b, b, b == count - 1, gradient, to);
         write_factors(o, first, count, of_base.data, p.base_weight_gradient);
-        if (p.spline_weight_gradient != nullptr) write(o, first, count, line.data, M, p.spline_weight_gradient);
+        if (p.spline_weight_gradient != nullptr && !in_place) write(o, first, count, line.data, M, p.spline_weight_gradient);
       }
       if (p.input_gradient != nullptr) add_to(along.data, some_along.data, p.N * chunk * block_size);
     }
@@ -324,6 +328,12 @@ struct FewRowsGradients {
 
  private:
   int64_t line_size() const { return chunk * lanes * M + lanes; }
+
+  // Part of a row of an (O, I) matrix, too short for the processor to fetch it ahead by itself.
+  void prefetch_row(const Operand& matrix, int64_t o, int64_t first, int64_t count) const {
+    if (o >= p.O || matrix.data == nullptr || !is_stored_as<C>(p.storage) || matrix.stride[1] != 1) return;
+    prefetch<false>(static_cast<const C*>(matrix.data) + o * matrix.stride[0] + first * lanes, count * lanes);
+  }
 
   void spread_bases(int64_t first, int64_t count) {
     const bool spreads_nan = inputs.layer.live > 0 && inputs.layer.tables.degree > 0;
@@ -394,23 +404,34 @@ struct FewRowsGradients {
     return sum;
   }
 
-  // The gradients of the weights that need no weight but the scaler.
-  void fill_block(int64_t o, int64_t block, int64_t b, const C* gradient) {
+  // The gradients of the weights that need no weight but the scaler; the coefficients' of the chunk, whose last block this may be,
+  // from `to` on.
+  void fill_block(int64_t o, int64_t block, int64_t b, bool is_last, const C* gradient, C* to) {
     V<C> base_gradient = {};
     for (int64_t n = 0; n < p.N; ++n) base_gradient += broadcast(gradient[n]) * load(inputs.base_value(n, block));
     store<C>(&of_base[b * lanes], base_gradient);
     if (p.spline_weight_gradient == nullptr) return;
     edges.at(block);
     const V<C> scale = edges.scale(o);
-    C factor[kFewRows][lanes];
-    for (int64_t n = 0; n < p.N; ++n) store<C>(factor[n], broadcast(gradient[n]) * scale);
-    for (int64_t f = 0; f < edges.features; ++f) {
-      const int64_t at = (b * lanes + f) * M;
-      for (int64_t m = 0; m < M; m += lanes) {  // a vector may reach into the next edge, which is written later
-        V<C> value = {};
-        for (int64_t n = 0; n < p.N; ++n) value += broadcast(factor[n][f]) * load(&bases[n * line_size() + at + m]);
-        store<C>(&line[at + m], value);
-      }
+    C factor[kFewRows * lanes];
+    const int64_t rows = p.N, row_size = line_size(), coefficients = M;
+    for (int64_t n = 0; n < rows; ++n) store<C>(factor + n * lanes, broadcast(gradient[n]) * scale);
+    const auto sum = [&](const C* own_bases, int64_t f) __attribute__((always_inline)) {
+      V<C> value = broadcast(factor[f]) * load(own_bases);
+#pragma GCC unroll 1  // unrolled for kFewRows rows, it would compute all their addresses for one row
+      for (int64_t n = 1; n < rows; ++n) value += broadcast(factor[n * lanes + f]) * load(own_bases + n * row_size);
+      return value;
+    };
+    const C* from = &bases[b * lanes * M];
+    // A vector may reach into the next edge, which is written later; the last one's belongs to another thread.
+    const int64_t features = edges.features, whole = is_last && to != line.data ? features - 1 : features;
+    to += b * lanes * M;
+    for (int64_t f = 0; f < whole; ++f, from += coefficients, to += coefficients)
+      for (int64_t m = 0; m < coefficients; m += lanes) store<C>(to + m, sum(from + m, f));
+    for (int64_t m = 0; whole < features && m < coefficients; m += lanes) {
+      C last[lanes];
+      store<C>(last, sum(from + m, whole));
+      for (int64_t k = 0; k < smaller(lanes, coefficients - m); ++k) to[m + k] = last[k];
     }
   }
 
