@@ -45,10 +45,10 @@ void add_products(const C* products, int rows, C* result) {
 }
 
 // A feature and tile: result[b] += the inputs' gradient.
-template <class C, int LIVE, int R, int STRIDE>
-void add_input_gradient(EvaluationScratch<C, STRIDE>& evaluated, int64_t f, const CoefTile<C>& coef, const C* g, int64_t g_stride,
+template <class C, int LIVE, int R>
+void add_input_gradient(EvaluationScratch<C>& evaluated, int64_t f, const CoefTile<C>& coef, const C* g, int64_t g_stride,
                         C* products, C* result) {
-  const Inputs<C, STRIDE> inputs = evaluated.input_gradient_inputs(f);
+  const Inputs<C> inputs = evaluated.input_gradient_inputs(f);
   if constexpr (LIVE < 0)
     backward_input_tile_general(inputs, coef, g, g_stride, products);
   else
@@ -83,7 +83,7 @@ struct GradientPlan {
 };
 
 // One thread's blocks of rows x chunks of features.
-template <class C, int STRIDE>
+template <class C>
 struct GradientWorker {
   const Layer<C>& layer;
   const GradientPlan plan;
@@ -92,9 +92,9 @@ struct GradientWorker {
   const int64_t chunk, group;
   // One block of rows alone: the sums of a tile are written while they are in L1.
   const bool by_tile;
-  EvaluationScratch<C, STRIDE> inputs;
+  EvaluationScratch<C> inputs;
   GradientTiles<C> g;
-  DenseBases<C, STRIDE> bases;
+  DenseBases<C> bases;
   Buffer<C> g_of_outputs;  // (O, block), for what is narrow
   Buffer<C> edge_weight;   // (features, padded_outputs), over N
   Buffer<C> signs;         // times edge_weight, in place of g for a feature and a tile
@@ -107,12 +107,12 @@ struct GradientWorker {
                  WeightSums<C>& sums_, int64_t block, int64_t chunk_)
       : layer(coefficients.layer), plan(plan_), narrow_coefficients(narrow_coefficients_), sums(sums_), chunk(chunk_),
         group(layer.group_features(chunk)), by_tile(plan.coef == Way::tiles && layer.tiles > 1 && layer.problem.N <= block),
-        inputs(layer, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, plan.of_edges ? 0 : block),
-        bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1),
-        g_of_outputs(plan.narrow() ? layer.problem.O * STRIDE : 0), edge_weight(plan.of_edges ? chunk * layer.padded_outputs : 0),
+        inputs(layer, block, chunk, group, layer.problem.input_gradient_of_next_order, plan.in_tiles()), g(layer, plan.of_edges ? 0 : block),
+        bases(plan.coef == Way::narrow ? layer.problem.G + layer.problem.K : -1, inputs.room),
+        g_of_outputs(plan.narrow() ? layer.problem.O * inputs.room : 0), edge_weight(plan.of_edges ? chunk * layer.padded_outputs : 0),
         signs(plan.of_edges && plan.in_tiles() ? block * tile_width() : 0),
         products(plan.input == Way::tiles ? (block + Simd<C>::lanes) * Simd<C>::lanes : 0),
-        result(plan.input != Way::none ? chunk * STRIDE : 0), panel(coefficients, plan.reads_tiles() ? chunk : 0),
+        result(plan.input != Way::none ? chunk * inputs.room : 0), panel(coefficients, plan.reads_tiles() ? chunk : 0),
         writer(layer.problem), own_sums(sums.own_size(chunk, by_tile ? tile_width() : layer.padded_outputs)) {}
 
   // A part's rows, block by block.
@@ -135,11 +135,11 @@ struct GradientWorker {
     for (int64_t f = 0; by_tile && f < features; ++f) sums.finite[split * p.I + i0 + f] = inputs.is_finite(f);
     if (plan.in_tiles() && !plan.of_edges) g.read(n0, rows);
     if (plan.narrow() && !plan.of_edges)
-      read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, STRIDE);
+      read_transposed(p.storage, p.g, n0, rows, inputs.padded, 0, p.O, g_of_outputs.data, inputs.room);
     for (int64_t f = 0; plan.input == Way::tiles && f < features; ++f)
-      __builtin_memset(&result[f * STRIDE], 0, size_t(inputs.padded) * sizeof(C));
+      __builtin_memset(&result[f * inputs.room], 0, size_t(inputs.padded) * sizeof(C));
     for (int64_t f = 0; f < features; f += group) add_group(i0, features, f, smaller(group, features - f));
-    if (plan.input != Way::none) write_transposed(p.storage, result.data, STRIDE, rows, features, p.input_gradient, n0, i0, p.I);
+    if (plan.input != Way::none) write_transposed(p.storage, result.data, inputs.room, rows, features, p.input_gradient, n0, i0, p.I);
     for (int64_t f = 0; sums.wanted && !by_tile && f < features; ++f) sums.note_finite(split, i0 + f, inputs.is_finite(f));
   }
 
@@ -176,11 +176,11 @@ struct GradientWorker {
         if (plan.of_edges)
           write_narrow_signs<C, LIVE, decltype(vectors)::value>(
               inputs.inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
-              &edge_weight[(f0 + f) * layer.padded_outputs], g_of_outputs.data);
+              &edge_weight[(f0 + f) * layer.padded_outputs], g_of_outputs.data, inputs.room);
         if (plan.input == Way::narrow)
           narrow_backward_input<C, LIVE, decltype(vectors)::value>(
               inputs.input_gradient_inputs(f), inputs.padded, narrow_coefficients.table(i), narrow_coefficients.base_weights(i), O,
-              g_of_outputs.data, &result[(f0 + f) * STRIDE]);
+              g_of_outputs.data, inputs.room, &result[(f0 + f) * inputs.room]);
         if (plan.coef != Way::narrow) continue;
         C* const to = chunk_sums + (f0 + f) * sums.rows * sums.row_length;
         bases.template spread<LIVE>(inputs.inputs(f), inputs.padded);
@@ -196,20 +196,20 @@ struct GradientWorker {
     const int64_t g_stride = plan.of_edges ? width : g.stride(tile), row_length = by_tile ? width : sums.row_length;
     C* const to = by_tile ? own_sums.data : chunk_sums + f0 * sums.rows * row_length + tile.first;
     if (by_tile) __builtin_memset(to, 0, size_t(features * sums.rows * width) * sizeof(C));
+    const int at_once = plan.of_edges ? kSignsAtOnce : kSummedAtOnce;
     for (int64_t f = 0; f < features; ++f) {
       const int64_t i = i0 + f0 + f;
       if (plan.of_edges)
         write_signs<C, LIVE, R>(inputs.inputs(f), panel.feature(i), &edge_weight[(f0 + f) * layer.padded_outputs + tile.first],
                                 signs.data);
       if (plan.input == Way::tiles)
-        add_input_gradient<C, LIVE, R>(inputs, f, panel.feature(i), from, g_stride, products.data, &result[(f0 + f) * STRIDE]);
+        add_input_gradient<C, LIVE, R>(inputs, f, panel.feature(i), from, g_stride, products.data, &result[(f0 + f) * inputs.room]);
       if (plan.coef != Way::tiles) continue;
       C *spline = to + f * sums.rows * row_length, *base = spline + sums.spline_rows * row_length;
       if constexpr (LIVE < 0)
-        backward_coef_tile_general(inputs.inputs(f), from, g_stride, spline, row_length, base);
+        backward_coef_tile_general(inputs.inputs(f), at_once, from, g_stride, spline, row_length, base);
       else
-        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), plan.of_edges ? kSignsAtOnce : kSummedAtOnce, !plan.of_edges, from,
-                                       g_stride, spline, row_length, base);
+        backward_coef_tile<C, LIVE, R>(inputs.inputs(f), at_once, !plan.of_edges, from, g_stride, spline, row_length, base);
     }
     if (by_tile) sums.write(writer, i0, features, tile.first, smaller(width, layer.problem.O - tile.first), to, width);
   }
@@ -225,13 +225,9 @@ void backward(const Problem& p, ParallelFor parallel_for) {
   const GradientPlan plan(layer, sums.wanted);
   const Coefficients<C> coefficients(layer, plan.reads_tiles() && p.N > splits.block, parallel_for);
   const NarrowCoefficients<C> narrow_coefficients(layer, plan.reads_narrow(), parallel_for);
-  with_block_stride(splits.block, [&](auto stride) {
-    splits.run(parallel_for, layer.work_per_input(), [&] {
-      return [&, worker = GradientWorker<C, decltype(stride)::value>(plan, coefficients, narrow_coefficients, sums, splits.block,
-                                                                     splits.chunk)](const RowPart& part) mutable {
-        worker.add_rows(part, splits.block);
-      };
-    });
+  splits.run(parallel_for, layer.work_per_input(), [&] {
+    return [&, worker = GradientWorker<C>(plan, coefficients, narrow_coefficients, sums, splits.block,
+                                          splits.chunk)](const RowPart& part) mutable { worker.add_rows(part, splits.block); };
   });
   sums.add_splits(parallel_for);
 }

@@ -25,19 +25,18 @@ struct RunList {
   }
 };
 
-// Room for the runs of a group of features of up to STRIDE inputs each, and for sorting them.
+// Room for the runs of a group of features of up to `room` inputs each, and for sorting them.
 //
 // Every bucket has a bin of its own, to which an input is appended in one store; the full bins are then put together: 0.8 ns an
 // input, where counting the buckets first takes 1.1. Few buckets are collected one after the other: 0.6 ns at 5 of them.
-template <int STRIDE>
 struct RunScratch {
   static constexpr int kFewBuckets = 6;
   static constexpr int kCopied = 16;      // entries moved at once
   static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket wait for each other
   static constexpr int kMostEntries = 1 << 15;  // of a feature's bins, which share L1 and L2 with everything else
   static constexpr int kSmallestBin = 64;
-  static constexpr int kLength = STRIDE + kCopied;
 
+  const int length;   // of what a feature has
   const int buckets;  // of first rows: 0 .. buckets - 1
   const int capacity;  // of a bin; what a bin cannot hold lands in the ones after it
   const int64_t bins_size;
@@ -45,15 +44,15 @@ struct RunScratch {
   Buffer<int32_t> order, bins;
   Buffer<int32_t> counts;
 
-  RunScratch(int64_t group, int buckets_)
-      : buckets(buckets_), capacity(capacity_of(buckets_)), bins_size(int64_t(buckets) * capacity + kLength), rows(group * kLength),
-        first(group * kLength), start(group * kLength), next(kInterleaved * buckets + buckets + 1), order(group * kLength),
+  RunScratch(int room, int64_t group, int buckets_)
+      : length(room + kCopied), buckets(buckets_), capacity(capacity_of(room, buckets_)), bins_size(int64_t(buckets) * capacity + length), rows(group * length),
+        first(group * length), start(group * length), next(kInterleaved * buckets + buckets + 1), order(group * length),
         bins(kInterleaved * bins_size), counts(group) {}
 
   // Where the first rows of feature f belong before it is sorted.
-  int32_t* keys(int64_t f) const { return rows.data + f * kLength; }
+  int32_t* keys(int64_t f) const { return rows.data + f * length; }
 
-  Runs runs(int64_t f) const { return {&order[f * kLength], first.data + f * kLength, &start[f * kLength], counts[f]}; }
+  Runs runs(int64_t f) const { return {&order[f * length], first.data + f * length, &start[f * length], counts[f]}; }
 
   // Sorts inputs 0 .. count-1 of features 0 .. features-1 by their keys.
   void sort(int64_t features, int count) {
@@ -66,9 +65,9 @@ struct RunScratch {
   }
 
  private:
-  static int capacity_of(int buckets) {
+  static int capacity_of(int room, int buckets) {
     const int shared = kMostEntries / buckets;
-    return shared >= STRIDE ? STRIDE : shared > kSmallestBin ? shared : kSmallestBin;
+    return shared >= room ? room : shared > kSmallestBin ? shared : kSmallestBin;
   }
 
 #if KAN_VECTOR_BYTES == 64
@@ -76,8 +75,8 @@ struct RunScratch {
   void collect_each(int64_t f, int count) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const int32_t* key = keys(f);
-    int32_t* to = &order[f * kLength];
-    RunList runs = {&first[f * kLength], &start[f * kLength]};
+    int32_t* to = &order[f * length];
+    RunList runs = {&first[f * length], &start[f * length]};
     int position = 0;
     for (int m = 0; m < buckets; ++m) {
       const int from = position;
@@ -100,7 +99,7 @@ struct RunScratch {
     for (int b = 0; b < count; ++b)
 #pragma GCC unroll 4
       for (int f = 0; f < FEATURES; ++f) {
-        int32_t& place = next[f * buckets + rows[(f0 + f) * kLength + b]];
+        int32_t& place = next[f * buckets + rows[(f0 + f) * length + b]];
         bins[f * bins_size + place++] = b;
       }
     for (int f = 0; f < FEATURES; ++f)
@@ -109,8 +108,8 @@ struct RunScratch {
 
   // False where a bin has run over.
   bool put_together(const int32_t* ends, const int32_t* from, int64_t f, int count) {
-    int32_t* to = &order[f * kLength];
-    RunList runs = {&first[f * kLength], &start[f * kLength]};
+    int32_t* to = &order[f * length];
+    RunList runs = {&first[f * length], &start[f * length]};
     int position = 0;
     for (int m = 0; m < buckets; ++m) {
       const int32_t* bin = from + m * capacity;
@@ -128,8 +127,8 @@ struct RunScratch {
 
   void count_each(int64_t f, int count) {
     const int32_t* key = keys(f);
-    int32_t* to = &order[f * kLength];
-    RunList runs = {&first[f * kLength], &start[f * kLength]};
+    int32_t* to = &order[f * length];
+    RunList runs = {&first[f * length], &start[f * length]};
     int32_t* const places = &next[kInterleaved * buckets];
     for (int m = 0; m <= buckets; ++m) places[m] = 0;
     for (int b = 0; b < count; ++b) ++places[key[b] + 1];

@@ -11,6 +11,14 @@
 // takes one multiply-add less, and s = 1 an addition, for which Zen 4 has units beside the multiply-adds': 16 of 20 cycles at
 // K = 3. Likewise the gradient of c_p is s (sum of g) minus the other rows'. The pivot is in the middle, where values are largest.
 
+constexpr int kLargestBlock = 2048;  // rows evaluated together
+
+// From an input's value to its next: a constant, to save address registers, and no multiple of a cache set's distance.
+constexpr int kValueStride = kLargestBlock + 16;
+
+// What a feature takes of every row of values: features of a small block share the rows, so that their values are on few pages.
+inline int feature_room(int64_t block) { return block <= 256 ? 256 + 16 : kValueStride; }
+
 // How many vectors of a tile the registers hold beside the live rows, the base row and the vectors of one input.
 template <int LIVE>
 constexpr int widest_tile() {
@@ -28,9 +36,9 @@ constexpr int pivot_row() {
 // What the values of the live bases sum to.
 enum class ValueSum { unknown, zero, one };
 
-// A feature's inputs. Row k of the values is at values + k * STRIDE, a constant stride to save address registers: for k = live, the
+// A feature's inputs. Row k of the values is at values + k * kValueStride: for k = live, the
 // base activation, an entry an input; for k < live, place[position] is the entry of the input that is sorted there.
-template <class C, int STRIDE>
+template <class C>
 struct Inputs {
   const C* values;
   const int32_t* first_rows;  // by input
@@ -103,8 +111,8 @@ struct LiveRows {
 
 // finish(b, sum) for every input b, run by run: its values x coefficients, R vectors. They are summed by themselves before they are
 // added to those of other features, so that the rounding errors of a long sum grow with the features, not with the products.
-template <class C, int LIVE, int R, int STRIDE, class Finish>
-[[gnu::always_inline]] inline void contract_runs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Finish finish) {
+template <class C, int LIVE, int R, class Finish>
+[[gnu::always_inline]] inline void contract_runs(const Inputs<C>& inputs, const CoefTile<C>& tile, Finish finish) {
   constexpr int pivot = pivot_row<LIVE>();
   const Runs& runs = inputs.runs;
   LiveRows<C, LIVE, R> rows(tile);
@@ -117,12 +125,12 @@ template <class C, int LIVE, int R, int STRIDE, class Finish>
         const int64_t b = runs.order[position];
         const C* value = inputs.values + inputs.place[position];
         V<C> sum[R];
-        const V<C> base_factor = broadcast(inputs.values[LIVE * STRIDE + b]);
+        const V<C> base_factor = broadcast(inputs.values[LIVE * kValueStride + b]);
         for (int r = 0; r < R; ++r)
           sum[r] = value_sum == ValueSum::one ? rows.spline[pivot][r] + base_factor * rows.base[r] : base_factor * rows.base[r];
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
-          const V<C> factor = broadcast(value[k * STRIDE]);
+          const V<C> factor = broadcast(value[k * kValueStride]);
           for (int r = 0; r < R; ++r) sum[r] += factor * rows.spline[k][r];
         }
         finish(b, sum);
@@ -132,8 +140,8 @@ template <class C, int LIVE, int R, int STRIDE, class Finish>
 }
 
 // y[b, tile] += values x coefficients.
-template <class C, int LIVE, int R, int STRIDE>
-void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+template <class C, int LIVE, int R>
+void forward_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   contract_runs<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
     C* to = y + b * y_stride;
     for (int r = 0; r < R; ++r) store<C>(to + r * Simd<C>::lanes, load(to + r * Simd<C>::lanes) + sum[r]);
@@ -142,8 +150,8 @@ void forward_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y
 
 // The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
 // measures as much as the sort, and more than it where runs are short.
-template <class C, int LIVE, int R, int STRIDE>
-void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+template <class C, int LIVE, int R>
+void forward_tile_unsorted(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   constexpr int lanes = Simd<C>::lanes;
   V<C> base[R];
   LiveRows<C, LIVE, R>::read_row(tile.base, base);
@@ -151,10 +159,10 @@ void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& t
     const C *value = inputs.values + b, *row = tile.row(inputs.first_rows[b]);
     C* to = y + b * y_stride;
     V<C> sum[R];
-    const V<C> base_factor = broadcast(value[LIVE * STRIDE]);
+    const V<C> base_factor = broadcast(value[LIVE * kValueStride]);
     for (int r = 0; r < R; ++r) sum[r] = base_factor * base[r];
     for (int k = 0; k < LIVE; ++k) {
-      const V<C> factor = broadcast(value[k * STRIDE]);
+      const V<C> factor = broadcast(value[k * kValueStride]);
       for (int r = 0; r < R; ++r) sum[r] += factor * load(row + k * tile.row_stride + r * lanes);
     }
     for (int r = 0; r < R; ++r) store<C>(to + r * lanes, load(to + r * lanes) + sum[r]);
@@ -162,8 +170,8 @@ void forward_tile_unsorted(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& t
 }
 
 // products[b * lanes + l] = the part of sum over the tile of (values x coefficients) g that lane l holds.
-template <class C, int LIVE, int R, int STRIDE>
-void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
+template <class C, int LIVE, int R>
+void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
   constexpr int lanes = Simd<C>::lanes, pivot = pivot_row<LIVE>();
   const Runs& runs = inputs.runs;
   LiveRows<C, LIVE, R> rows(tile);
@@ -183,10 +191,10 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
           return dot;
         };
         // One chain of additions would take 10% longer.
-        V<C> sums[2] = {broadcast(inputs.values[LIVE * STRIDE + b]) * product(rows.base), V<C>{}};
+        V<C> sums[2] = {broadcast(inputs.values[LIVE * kValueStride + b]) * product(rows.base), V<C>{}};
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
-          sums[(k + 1) % 2] += broadcast(value[k * STRIDE]) * product(rows.spline[k]);
+          sums[(k + 1) % 2] += broadcast(value[k * kValueStride]) * product(rows.spline[k]);
         }
         if (value_sum == ValueSum::one) sums[(pivot + 1) % 2] += product(rows.spline[pivot]);
         store<C>(products + b * lanes, sums[0] + sums[1]);
@@ -198,8 +206,8 @@ void backward_input_tile(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& til
 // gradient[first row + k] += sum over a run's inputs begin .. end-1 of value k times g; base_gradient likewise. What they add is
 // summed by itself before it is added, so that rounding errors grow with their number and that of the sums, not with the product.
 // Returns false, and adds nothing, where an infinite g would cancel instead of spreading.
-template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
-[[gnu::always_inline]] inline bool add_run(const Inputs<C, STRIDE>& inputs, int begin, int end, const C* g, int64_t g_stride,
+template <class C, int LIVE, int R, ValueSum SUM>
+[[gnu::always_inline]] inline bool add_run(const Inputs<C>& inputs, int begin, int end, const C* g, int64_t g_stride,
                                            C* gradient, int64_t gradient_stride, C* base_gradient) {
   constexpr int lanes = Simd<C>::lanes, pivot = SUM == ValueSum::unknown ? -1 : pivot_row<LIVE>();
   const int32_t* const order = inputs.runs.order;
@@ -209,12 +217,12 @@ template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
     for (int r = 0; r < R; ++r) sum[k][r] = V<C>{};
   for (int position = begin; position < end; ++position) {
     const int64_t b = order[position];
-    const C *value = inputs.values + inputs.place[position], *base_value = inputs.values + LIVE * STRIDE + b;
+    const C *value = inputs.values + inputs.place[position], *base_value = inputs.values + LIVE * kValueStride + b;
     V<C> gv[R];
     for (int r = 0; r < R; ++r) gv[r] = load(g + b * g_stride + r * lanes);
     for (int k = 0; k <= LIVE; ++k) {
       if (k == pivot) continue;
-      const V<C> factor = broadcast(k < LIVE ? value[k * STRIDE] : *base_value);
+      const V<C> factor = broadcast(k < LIVE ? value[k * kValueStride] : *base_value);
       for (int r = 0; r < R; ++r) sum[k][r] += factor * gv[r];
     }
     if constexpr (SUM == ValueSum::one)
@@ -238,8 +246,8 @@ template <class C, int LIVE, int R, ValueSum SUM, int STRIDE>
 
 // at_once: of a run's inputs, whose sum is then added. pivots: whether the pivot's row may come from the others', with errors of the
 // size of g, not of its products.
-template <class C, int LIVE, int R, int STRIDE>
-void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, bool pivots, const C* g, int64_t g_stride, C* gradient,
+template <class C, int LIVE, int R>
+void backward_coef_tile(const Inputs<C>& inputs, int at_once, bool pivots, const C* g, int64_t g_stride, C* gradient,
                         int64_t gradient_stride, C* base_gradient) {
   for (int run = 0; run < inputs.runs.count; ++run) {
     C* const to = gradient + inputs.runs.first[run] * gradient_stride;
@@ -258,24 +266,24 @@ void backward_coef_tile(const Inputs<C, STRIDE>& inputs, int at_once, bool pivot
 // The same, one vector wide, for a degree without a specialisation: the rows stay in L1.
 
 // Calls finish(b, values x coefficients) for every input.
-template <class C, int STRIDE, class Finish>
-void contract_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Finish finish) {
+template <class C, class Finish>
+void contract_general(const Inputs<C>& inputs, const CoefTile<C>& tile, Finish finish) {
   const V<C> base = load(tile.base);
   for (int64_t b = 0; b < inputs.count; ++b) {
     V<C> spline = {};
     for (int k = 0; k < inputs.live; ++k)
-      spline += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(inputs.first_rows[b] + k));
-    finish(b, spline + broadcast(inputs.values[inputs.live * STRIDE + b]) * base);
+      spline += broadcast(inputs.values[k * kValueStride + b]) * load(tile.row(inputs.first_rows[b] + k));
+    finish(b, spline + broadcast(inputs.values[inputs.live * kValueStride + b]) * base);
   }
 }
 
-template <class C, int STRIDE>
-void forward_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+template <class C>
+void forward_tile_general(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   contract_general(inputs, tile, [&](int64_t b, V<C> sum) { store<C>(y + b * y_stride, load(y + b * y_stride) + sum); });
 }
 
-template <class C, int STRIDE>
-void backward_input_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
+template <class C>
+void backward_input_tile_general(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
                                  C* products) {
   const Runs& runs = inputs.runs;
   const V<C> base = load(tile.base);
@@ -284,23 +292,27 @@ void backward_input_tile_general(const Inputs<C, STRIDE>& inputs, const CoefTile
       const int64_t b = runs.order[position];
       V<C> slope = {};
       for (int k = 0; k < inputs.live; ++k)
-        slope += broadcast(inputs.values[k * STRIDE + b]) * load(tile.row(runs.first[run] + k));
-      slope += broadcast(inputs.values[inputs.live * STRIDE + b]) * base;
+        slope += broadcast(inputs.values[k * kValueStride + b]) * load(tile.row(runs.first[run] + k));
+      slope += broadcast(inputs.values[inputs.live * kValueStride + b]) * base;
       store<C>(products + b * Simd<C>::lanes, slope * load(g + b * g_stride));
     }
 }
 
-template <class C, int STRIDE>
-void backward_coef_tile_general(const Inputs<C, STRIDE>& inputs, const C* g, int64_t g_stride, C* gradient,
+template <class C>
+void backward_coef_tile_general(const Inputs<C>& inputs, int at_once, const C* g, int64_t g_stride, C* gradient,
                                 int64_t gradient_stride, C* base_gradient) {
   const Runs& runs = inputs.runs;
   for (int run = 0; run < runs.count; ++run)
-    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
-      const int64_t b = runs.order[position];
-      const V<C> gv = load(g + b * g_stride);
+    for (int begin = runs.start[run]; begin < runs.start[run + 1]; begin += at_once) {
+      const int end = begin + at_once < runs.start[run + 1] ? begin + at_once : runs.start[run + 1];
       for (int k = 0; k <= inputs.live; ++k) {
+        V<C> sum = {};
+        for (int position = begin; position < end; ++position) {
+          const int64_t b = runs.order[position];
+          sum += broadcast(inputs.values[k * kValueStride + b]) * load(g + b * g_stride);
+        }
         C* row = k < inputs.live ? gradient + (runs.first[run] + k) * gradient_stride : base_gradient;
-        store<C>(row, load(row) + broadcast(inputs.values[k * STRIDE + b]) * gv);
+        store<C>(row, load(row) + sum);
       }
     }
 }

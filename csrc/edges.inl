@@ -19,8 +19,8 @@ inline V<C> signed_weight(V<C> v, V<C> weight) {
 }
 
 // visit(b, phi) for every input: its edges to a tile's outputs, R vectors.
-template <class C, int LIVE, int R, int STRIDE, class Visit>
-[[gnu::always_inline]] inline void visit_edges(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, Visit visit) {
+template <class C, int LIVE, int R, class Visit>
+[[gnu::always_inline]] inline void visit_edges(const Inputs<C>& inputs, const CoefTile<C>& tile, Visit visit) {
   if constexpr (LIVE < 0)
     contract_general(inputs, tile, [&](int64_t b, V<C> phi) __attribute__((always_inline)) { visit(b, &phi); });
   else
@@ -28,8 +28,8 @@ template <class C, int LIVE, int R, int STRIDE, class Visit>
 }
 
 // sums[0 .. R lanes) += the magnitudes of the edges, in the compute type for a few inputs at a time.
-template <class C, int LIVE, int R, int STRIDE>
-void add_magnitudes(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, double* sums) {
+template <class C, int LIVE, int R>
+void add_magnitudes(const Inputs<C>& inputs, const CoefTile<C>& tile, double* sums) {
   constexpr int lanes = Simd<C>::lanes;
   V<C> some[R] = {};
   int count = 0;
@@ -50,8 +50,8 @@ void add_magnitudes(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, do
 }
 
 // The same for a layer of few outputs.
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
-void add_narrow_magnitudes(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, double* sums) {
+template <class C, int LIVE, int TABLE_VECTORS>
+void add_narrow_magnitudes(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, double* sums) {
   V<C> some[kMostNarrowOutputs] = {};
   narrow_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
                                           [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
@@ -62,8 +62,8 @@ void add_narrow_magnitudes(const Inputs<C, STRIDE>& inputs, int padded, const C*
 }
 
 // signs[b * R lanes ...] = the edges' signs times `weight`, a row of the tile.
-template <class C, int LIVE, int R, int STRIDE>
-void write_signs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const C* weight, C* signs) {
+template <class C, int LIVE, int R>
+void write_signs(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* weight, C* signs) {
   constexpr int lanes = Simd<C>::lanes;
   visit_edges<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* phi) __attribute__((always_inline)) {
     for (int r = 0; r < R; ++r)
@@ -71,30 +71,30 @@ void write_signs(const Inputs<C, STRIDE>& inputs, const CoefTile<C>& tile, const
   });
 }
 
-// signs[o * STRIDE + b] likewise, 0 for inputs beyond the last.
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
-void write_narrow_signs(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, const C* weight,
-                        C* signs) {
+// signs[o * stride + b] likewise, 0 for inputs beyond the last.
+template <class C, int LIVE, int TABLE_VECTORS>
+void write_narrow_signs(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, const C* weight,
+                        C* signs, int64_t stride) {
   narrow_contract<C, LIVE, TABLE_VECTORS>(
       inputs, padded, table, base, O, [&](int b, int64_t o, V<C> phi) __attribute__((always_inline)) {
         phi = first_lanes<C>(inputs.count - b) ? phi : V<C>{};
-        store<C>(signs + o * STRIDE + b, signed_weight<C>(phi, broadcast(weight[o])));
+        store<C>(signs + o * stride + b, signed_weight<C>(phi, broadcast(weight[o])));
       });
 }
 
 // One thread's blocks of rows x chunks of features.
-template <class C, int STRIDE>
+template <class C>
 struct MagnitudeWorker {
   const Layer<C>& layer;
   const NarrowCoefficients<C>& narrow_coefficients;
   const bool is_narrow;
   const int64_t group;
-  EvaluationScratch<C, STRIDE> inputs;
+  EvaluationScratch<C> inputs;
   PanelReader<C> panel;
 
-  MagnitudeWorker(const Coefficients<C>& coefficients, const NarrowCoefficients<C>& narrow_coefficients_, int64_t chunk)
+  MagnitudeWorker(const Coefficients<C>& coefficients, const NarrowCoefficients<C>& narrow_coefficients_, int64_t block, int64_t chunk)
       : layer(coefficients.layer), narrow_coefficients(narrow_coefficients_), is_narrow(layer.narrow_table_vectors() > 0),
-        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, !is_narrow), panel(coefficients, is_narrow ? 0 : chunk) {}
+        group(layer.group_features(chunk)), inputs(layer, block, chunk, group, false, !is_narrow), panel(coefficients, is_narrow ? 0 : chunk) {}
 
   // sums (features, padded_outputs) += a part's rows, block by block.
   void add_rows(const RowPart& part, int64_t block, double* sums) {
@@ -144,15 +144,12 @@ void edge_l1(const Problem& p, ParallelFor parallel_for) {
   const NarrowCoefficients<C> narrow_coefficients(layer, is_narrow, parallel_for);
   const int64_t O = layer.padded_outputs, all = p.I * O;
   Buffer<double> sums(splits.count * all);
-  with_block_stride(splits.block, [&](auto stride) {
-    splits.run(parallel_for, layer.work_per_input(), [&] {
-      return [&, worker = MagnitudeWorker<C, decltype(stride)::value>(coefficients, narrow_coefficients, splits.chunk)](
-                 const RowPart& part) mutable {
-        double* own = &sums[part.split * all + part.i0 * O];
-        __builtin_memset(own, 0, size_t(part.features * O) * sizeof(double));
-        worker.add_rows(part, splits.block, own);
-      };
-    });
+  splits.run(parallel_for, layer.work_per_input(), [&] {
+    return [&, worker = MagnitudeWorker<C>(coefficients, narrow_coefficients, splits.block, splits.chunk)](const RowPart& part) mutable {
+      double* own = &sums[part.split * all + part.i0 * O];
+      __builtin_memset(own, 0, size_t(part.features * O) * sizeof(double));
+      worker.add_rows(part, splits.block, own);
+    };
   });
   for (int64_t split = 1; split < splits.count; ++split) add_to(sums.data, &sums[split * all], all);
   with_storage(p.storage, [&](auto tag) {

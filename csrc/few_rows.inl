@@ -84,12 +84,22 @@ struct FeatureEvaluation {
   }
 };
 
-// The entries of a record, which holds the coefficients that an input reads: a power of two where that is specialised, or whole
+// The entries of a record, which holds the coefficients that an input reads: a power of two if several fit a vector, else whole
 // vectors.
 template <class C>
 constexpr int record_size(int live) {
   constexpr int lanes = Simd<C>::lanes;
   return live > 1 && live <= lanes / 2 ? ceil_pow2(live) : (live + lanes - 1) / lanes * lanes;
+}
+
+// Calls f with the entries of a record as a Constant if they fit one vector, else with 0.
+template <class C, int SIZE = 2, class F>
+void with_record_size(int live, F f) {
+  if (record_size<C>(live) == SIZE) return f(Constant<SIZE>{});
+  if constexpr (SIZE < Simd<C>::lanes)
+    with_record_size<C, 2 * SIZE>(live, f);
+  else
+    f(Constant<0>{});
 }
 
 // The evaluated inputs of all rows, in blocks of as many features as there are lanes.
@@ -139,8 +149,23 @@ struct FewRowsInputs {
   }
 };
 
-// One output's edges to the features of a block.
-template <class C, int LIVE>
+// One output's edges to some features, and the same of an (O, I) matrix, in the compute type. Not inlined: few layers need them.
+template <class C>
+[[gnu::noinline]] void stage_edges(const Problem& p, int64_t o, int64_t first_feature, int64_t features, C* to) {
+  const Operand& weight = p.spline_weight;
+  const int64_t M = p.G + p.K;
+  with_storage(p.storage, [&](auto tag) {
+    const auto* from = static_cast<const decltype(tag)*>(weight.data) + o * weight.stride[0] + first_feature * weight.stride[1];
+    for (int64_t f = 0; f < features; ++f) widen_row(from + f * weight.stride[1], weight.stride[2], M, to + f * M);
+  });
+}
+template <class C>
+[[gnu::noinline]] void pack_factors(const Problem& p, const Operand& matrix, int64_t o, int64_t first_feature, int64_t features, C* to) {
+  pack_rows(p.storage, matrix, o, 1, first_feature, features, to, Simd<C>::lanes);
+}
+
+// One output's edges to the features of a block. RECORD: the entries of a record if they fit one vector, else 0.
+template <class C, int RECORD>
 struct BlockEdges {
   static constexpr int lanes = Simd<C>::lanes;
   const Problem& p;
@@ -183,20 +208,19 @@ struct BlockEdges {
   template <class Add>
   [[gnu::always_inline]] void visit(int64_t n, V<C> factors, const Add& add) const {
     const int32_t* first = &inputs.first_rows[(n * inputs.blocks + block) * lanes];
-    constexpr int kRecord = record_size<C>(LIVE < 0 ? 0 : LIVE);
-    if constexpr (LIVE > 0 && kRecord < lanes) {
-      constexpr int in_vector = lanes / kRecord;
-      Index<C> exists;
+    if constexpr (RECORD > 0 && RECORD < lanes) {
+      constexpr int in_vector = lanes / RECORD;
+      Index<C> entry;
 #pragma GCC unroll 16
-      for (int l = 0; l < lanes; ++l) exists[l] = l % kRecord < LIVE ? -1 : 0;
+      for (int l = 0; l < lanes; ++l) entry[l] = l % RECORD;
+      const Index<C> exists = entry < Index<C>{} + typename Simd<C>::Int(live);
 #pragma GCC unroll 8
-      for (int v = 0; v < kRecord; ++v) {
-        V<C> c = load_records<C, kRecord>([&](int r) __attribute__((always_inline)) {
+      for (int v = 0; v < RECORD; ++v) {
+        const V<C> c = load_records<C, RECORD>([&](int r) __attribute__((always_inline)) {
           const int lane = v * in_vector + r;
           return edges + lane * stride + first[lane];
         });
-        if (LIVE < kRecord) c = (V<C>)((Index<C>)c & exists);
-        add(v, repeat_lanes<C, kRecord>(factors, v * in_vector), c);
+        add(v, repeat_lanes<C, RECORD>(factors, v * in_vector), (V<C>)((Index<C>)c & exists));
       }
     } else {
       const int in_record = record / lanes;
@@ -215,7 +239,7 @@ struct BlockEdges {
     if (is_stored_as<C>(p.storage) && matrix.stride[1] == 1 && features == lanes)
       return load(static_cast<const C*>(matrix.data) + o * matrix.stride[0] + first_feature);
     C element[lanes];
-    pack_rows(p.storage, matrix, o, 1, first_feature, features, element, lanes);
+    pack_factors(p, matrix, o, first_feature, features, element);
     return load(element);
   }
   V<C> scale(int64_t o) const { return p.spline_scaler.data != nullptr ? factors(p.spline_scaler, o) : broadcast(C(1)); }
@@ -223,24 +247,20 @@ struct BlockEdges {
 
  private:
   void stage(int64_t o) {
-    const Operand& weight = p.spline_weight;
-    with_storage(p.storage, [&](auto tag) {
-      const auto* from = static_cast<const decltype(tag)*>(weight.data) + o * weight.stride[0] + first_feature * weight.stride[1];
-      for (int64_t f = 0; f < features; ++f) widen_row(from + f * weight.stride[1], weight.stride[2], M, &staged[f * M]);
-    });
+    stage_edges(p, o, first_feature, features, staged.data);
     for (int64_t k = features * M; k < lanes * M + record; ++k) staged[k] = C(0);
     edges = staged.data;
     stride = M;
   }
 };
 
-template <class C, int LIVE>
+template <class C, int RECORD>
 void few_rows_forward(const FewRowsInputs<C>& inputs, ParallelFor parallel_for) {
   constexpr int lanes = Simd<C>::lanes;
   const Problem& p = inputs.layer.problem;
   const int64_t work = kFewRowsWait * p.N * inputs.blocks * (inputs.record + 2);
   run_parallel(parallel_for, p.O, work, [&](int64_t begin, int64_t end) {
-    BlockEdges<C, LIVE> edges(inputs);
+    BlockEdges<C, RECORD> edges(inputs);
     C total[kFewRows];
     for (int64_t o = begin; o < end; ++o) {
       for (int64_t n = 0; n < p.N; ++n) total[n] = C(0);
@@ -270,18 +290,18 @@ template <class C>
 void few_rows_forward(const Layer<C>& layer, ParallelFor parallel_for) {
   if (layer.problem.N == 0) return;
   const FewRowsInputs<C> inputs(layer, parallel_for);
-  with_live_rows(layer.live, [&](auto live) { few_rows_forward<C, decltype(live)::value>(inputs, parallel_for); });
+  with_record_size<C>(layer.live, [&](auto record) { few_rows_forward<C, decltype(record)::value>(inputs, parallel_for); });
 }
 
 // The gradients of a chunk of features, output by output.
-template <class C, int LIVE>
+template <class C, int RECORD>
 struct FewRowsGradients {
   static constexpr int lanes = Simd<C>::lanes;
   const FewRowsInputs<C>& inputs;
   const Problem& p;
   const int64_t M, chunk;        // chunk: blocks of features
   const int64_t block_size;      // of sums for a row: records, then the base activation's
-  BlockEdges<C, LIVE> edges;
+  BlockEdges<C, RECORD> edges;
   Buffer<C> along, some_along;   // (rows, chunk, block_size): sums over the outputs of g times the weights
   Buffer<C> bases;               // (rows, features, M): all bases of the chunk
   Buffer<C> line;                // (features, M): the gradient for one output
@@ -301,6 +321,7 @@ struct FewRowsGradients {
     const size_t size = size_t(p.N * chunk * block_size) * sizeof(C);
     if (p.input_gradient != nullptr) __builtin_memset(along.data, 0, size);
     if (p.spline_weight_gradient != nullptr) spread_bases(first, count);
+    const int64_t features = smaller(count * lanes, p.I - first * lanes);
     const bool in_place = p.spline_weight_gradient != nullptr && p.edge_stride[1] == 1 && is_stored_as<C>(p.storage);
     C gradient[kFewRows];
     for (int64_t o0 = 0; o0 < p.O; o0 += kOutputsAtOnce) {
@@ -317,7 +338,7 @@ struct FewRowsGradients {
       for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
         read_gradient(o, gradient);
         C* const to = in_place ? static_cast<C*>(p.spline_weight_gradient) + (o * p.edge_stride[0] + first * lanes) * M : line.data;
-        for (int64_t b = 0; b < count; ++b) fill_block(o, first + b, b, b == count - 1, gradient, to);
+        for (int64_t b = 0; b < count; ++b) fill_block(o, first + b, b, features - b * lanes, gradient, to);
         write_factors(o, first, count, of_base.data, p.base_weight_gradient);
         if (p.spline_weight_gradient != nullptr && !in_place) write(o, first, count, line.data, M, p.spline_weight_gradient);
       }
@@ -352,7 +373,7 @@ struct FewRowsGradients {
       }
   }
 
-  void read_gradient(int64_t o, C* gradient) const {
+  [[gnu::noinline]] void read_gradient(int64_t o, C* gradient) const {
     for (int64_t n = 0; n < p.N; ++n) pack_rows(p.storage, p.g, n, 1, o, 1, gradient + n, 1);
   }
 
@@ -390,23 +411,22 @@ struct FewRowsGradients {
 
   // Of every record, in the order of the features.
   V<C> sum_records(const C* records) const {
-    constexpr int kRecord = record_size<C>(LIVE < 0 ? 0 : LIVE);
-    if constexpr (LIVE > 0 && kRecord <= lanes) {
-      V<C> v[kRecord], sum = {};
-      for (int k = 0; k < kRecord; ++k) v[k] = load(records + k * lanes);
-      records_to_lanes<C, kRecord>(v);
-      for (int k = 0; k < LIVE; ++k) sum += v[k];
+    V<C> sum = {};
+    if constexpr (RECORD > 0) {
+      V<C> v[RECORD];
+      for (int k = 0; k < RECORD; ++k) v[k] = load(records + k * lanes);
+      records_to_lanes<C, RECORD>(v);
+      for (int k = 0; k < RECORD; ++k) sum += v[k];
       return sum;
     }
-    V<C> sum = {};
     for (int lane = 0; lane < lanes; ++lane)
       for (int k = 0; k < inputs.record; ++k) sum[lane] += records[lane * inputs.record + k];
     return sum;
   }
 
-  // The gradients of the weights that need no weight but the scaler; the coefficients' of the chunk, whose last block this may be,
-  // from `to` on.
-  void fill_block(int64_t o, int64_t block, int64_t b, bool is_last, const C* gradient, C* to) {
+  // The gradients of the weights that need no weight but the scaler; the coefficients' of the chunk, which
+  // has `left` more features from the block on, are written from `to` on.
+  void fill_block(int64_t o, int64_t block, int64_t b, int64_t left, const C* gradient, C* to) {
     V<C> base_gradient = {};
     for (int64_t n = 0; n < p.N; ++n) base_gradient += broadcast(gradient[n]) * load(inputs.base_value(n, block));
     store<C>(&of_base[b * lanes], base_gradient);
@@ -417,22 +437,24 @@ struct FewRowsGradients {
     const int64_t rows = p.N, row_size = line_size(), coefficients = M;
     for (int64_t n = 0; n < rows; ++n) store<C>(factor + n * lanes, broadcast(gradient[n]) * scale);
     const auto sum = [&](const C* own_bases, int64_t f) __attribute__((always_inline)) {
-      V<C> value = broadcast(factor[f]) * load(own_bases);
+      V<C> value = {};
 #pragma GCC unroll 1  // unrolled for kFewRows rows, it would compute all their addresses for one row
-      for (int64_t n = 1; n < rows; ++n) value += broadcast(factor[n * lanes + f]) * load(own_bases + n * row_size);
+      for (int64_t n = 0; n < rows; ++n) value += broadcast(factor[n * lanes + f]) * load(own_bases + n * row_size);
       return value;
     };
     const C* from = &bases[b * lanes * M];
-    // A vector may reach into the next edge, which is written later; the last one's belongs to another thread.
-    const int64_t features = edges.features, whole = is_last && to != line.data ? features - 1 : features;
+    // A vector may reach into the edges after its own, which are written later, but not into those of another thread.
+    const int64_t features = edges.features, reached = divide_up(divide_up(M, lanes) * lanes, M) - 1;
+    const int64_t whole = to == line.data ? features : smaller(features, at_least_zero(left - reached));
     to += b * lanes * M;
     for (int64_t f = 0; f < whole; ++f, from += coefficients, to += coefficients)
       for (int64_t m = 0; m < coefficients; m += lanes) store<C>(to + m, sum(from + m, f));
-    for (int64_t m = 0; whole < features && m < coefficients; m += lanes) {
-      C last[lanes];
-      store<C>(last, sum(from + m, whole));
-      for (int64_t k = 0; k < smaller(lanes, coefficients - m); ++k) to[m + k] = last[k];
-    }
+    for (int64_t f = whole; f < features; ++f, from += coefficients, to += coefficients)
+      for (int64_t m = 0; m < coefficients; m += lanes) {
+        C value[lanes];
+        store<C>(value, sum(from + m, f));
+        for (int64_t k = 0; k < smaller(lanes, coefficients - m); ++k) to[m + k] = value[k];
+      }
   }
 
   void write_factors(int64_t o, int64_t first, int64_t count, const C* from, void* to) const {
@@ -440,7 +462,7 @@ struct FewRowsGradients {
   }
 
   // `width` numbers of every feature of the blocks, to the edges from them to the output.
-  void write(int64_t o, int64_t first, int64_t count, const C* from, int64_t width, void* to) const {
+  [[gnu::noinline]] void write(int64_t o, int64_t first, int64_t count, const C* from, int64_t width, void* to) const {
     const int64_t i0 = first * lanes, features = smaller(count * lanes, p.I - i0);
     const int64_t step = p.edge_stride[1], start = o * p.edge_stride[0] + i0 * step;
     if (step == 1)
@@ -468,9 +490,9 @@ void few_rows_backward(const Layer<C>& layer, ParallelFor parallel_for) {
   const FewRowsInputs<C> inputs(layer, parallel_for);
   const int64_t chunk = smaller(32, at_least_one(inputs.blocks / 8)), chunks = divide_up(inputs.blocks, chunk);
   const int64_t work = kFewRowsWait * chunk * p.O * (p.N * (2 * inputs.record + 2) + p.G + p.K);
-  with_live_rows(layer.live, [&](auto live) {
+  with_record_size<C>(layer.live, [&](auto record) {
     run_parallel(parallel_for, chunks, work, [&](int64_t begin, int64_t end) {
-      FewRowsGradients<C, decltype(live)::value> gradients(inputs, chunk);
+      FewRowsGradients<C, decltype(record)::value> gradients(inputs, chunk);
       for (int64_t c = begin; c < end; ++c) gradients.add(c * chunk, smaller(chunk, inputs.blocks - c * chunk));
     });
   });

@@ -1,8 +1,8 @@
 // spline_forward, over blocks of rows. Included by kernels.inl inside its namespace.
 
 // y (row, output of the tile) += the inputs' part.
-template <class C, int STRIDE>
-void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
+template <class C>
+void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature, int64_t features,
                       const PanelReader<C>& coefficients, const Tile& tile, C* y) {
   with_live_rows(inputs.layer.live, [&](auto live) {
     constexpr int LIVE = decltype(live)::value;
@@ -22,8 +22,8 @@ void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_
 }
 
 // y (output, row) += the inputs' part, for a layer of few outputs.
-template <class C, int STRIDE>
-void forward_features(const EvaluationScratch<C, STRIDE>& inputs, int64_t first_feature, int64_t features,
+template <class C>
+void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature, int64_t features,
                       const NarrowReader<C>& reader, const Tile&, C* y) {
   const NarrowCoefficients<C>& coefficients = reader.coefficients;
   with_narrow_table(inputs.layer.live, coefficients.table_vectors, [&](auto live, auto vectors) {
@@ -55,18 +55,18 @@ void write_outputs(const NarrowCoefficients<C>& coefficients, const C* sums, int
 }
 
 // One thread's blocks of rows: sums over a range of features.
-template <class C, class Coefs, int STRIDE>
+template <class C, class Coefs>
 struct ForwardWorker {
   const Layer<C>& layer;
   const Coefs& coefficients;
   const int64_t chunk, group;
-  EvaluationScratch<C, STRIDE> inputs;
+  EvaluationScratch<C> inputs;
   typename Coefs::Reader reader;
   Buffer<C> part;
 
   ForwardWorker(const Layer<C>& layer_, const Coefs& coefficients_, int64_t block, bool sorts)
       : layer(layer_), coefficients(coefficients_), chunk(smaller(layer.problem.I, kChunkFeatures)),
-        group(layer.group_features(chunk)), inputs(layer, chunk, group, false, sorts), reader(coefficients, chunk),
+        group(layer.group_features(chunk)), inputs(layer, block, chunk, group, false, sorts), reader(coefficients, chunk),
         part(layer.problem.I > chunk ? block * layer.tile_vectors * Simd<C>::lanes : 0) {}
 
   void add_features(int64_t n0, int64_t rows, int64_t first_feature, int64_t end_feature, C* sums) {
@@ -125,12 +125,10 @@ void forward_blocks(const Layer<C>& layer, int64_t block, int64_t work_per_input
 
 template <class C, class Coefs>
 void forward_with(const Layer<C>& layer, const Coefs& coefficients, int64_t block, bool sorts, ParallelFor parallel_for) {
-  with_block_stride(block, [&](auto stride) {
-    forward_blocks(
-        layer, block, layer.work_per_input(), parallel_for,
-        [&] { return ForwardWorker<C, Coefs, decltype(stride)::value>(layer, coefficients, block, sorts); },
-        [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
-  });
+  forward_blocks(
+      layer, block, layer.work_per_input(), parallel_for,
+      [&] { return ForwardWorker<C, Coefs>(layer, coefficients, block, sorts); },
+      [&](const C* sums, int64_t n0, int64_t rows) { write_outputs(coefficients, sums, n0, rows); });
 }
 
 template <class C>

@@ -3,6 +3,14 @@
 // Loops: the inputs of a block of rows are evaluated and sorted feature by feature, then contracted tile by tile over the
 // outputs, a tile being a few registers wide. How the work is cut depends on the problem's shape alone, never on the number of threads.
 
+// Loops of their own for every degree up to 7; for the cubic alone where processors without AVX2 are what is left to serve: all
+// of them would be a third of the compilation.
+#if KAN_VECTOR_BYTES == 16 && defined(__x86_64__)
+#define KAN_ALL_DEGREES 0
+#else
+#define KAN_ALL_DEGREES 1
+#endif
+
 namespace KAN_NAMESPACE {
 namespace {
 

@@ -115,19 +115,21 @@ struct KnotTables {
     else
       records.allocate(I * (intervals + 1) * record_size());
   }
-  bool specialised() const { return live > 0 && K >= 1 && K <= 7; }
+  bool specialised() const { return live > 0 && (KAN_ALL_DEGREES ? K >= 1 && K <= 7 : K == 3); }
 
   // Calls f with K as a Constant, where it is specialised.
   template <class F>
   void with_specialisation(F f) const {
     switch (K) {
+      case 3: return f(Constant<3>{});
+#if KAN_ALL_DEGREES
       case 1: return f(Constant<1>{});
       case 2: return f(Constant<2>{});
-      case 3: return f(Constant<3>{});
       case 4: return f(Constant<4>{});
       case 5: return f(Constant<5>{});
       case 6: return f(Constant<6>{});
       case 7: return f(Constant<7>{});
+#endif
     }
   }
 

@@ -34,20 +34,19 @@ struct RunTerms {
   double* row(int k) { return &matrix[k * vectors * lanes]; }
 
   // Of an input's values with one = 1, of its slopes with one = 0.
-  template <int STRIDE>
-  [[gnu::always_inline]] void read(const Inputs<double, STRIDE>& inputs, const double* values, int position, double one) {
+  [[gnu::always_inline]] void read(const Inputs<double>& inputs, const double* values, int position, double one) {
     const double* value = values + inputs.place[position];
     double sum = 0;
-    for (int k = 0; k < (LIVE < 0 ? live : LIVE); ++k) sum += terms[k] = value[k * STRIDE];
-    terms[live] = values[live * STRIDE + inputs.runs.order[position]];
+    for (int k = 0; k < (LIVE < 0 ? live : LIVE); ++k) sum += terms[k] = value[k * kValueStride];
+    terms[live] = values[live * kValueStride + inputs.runs.order[position]];
     terms[live + 1] = one - sum;
     terms[live + 2] = one;
   }
 };
 
 // moments += the products of the terms of every input.
-template <int LIVE, int STRIDE>
-void add_moments(const Inputs<double, STRIDE>& inputs, const MomentLayout& layout, double* moments) {
+template <int LIVE>
+void add_moments(const Inputs<double>& inputs, const MomentLayout& layout, double* moments) {
   constexpr int lanes = Simd<double>::lanes;
   RunTerms<LIVE> input(inputs.live);
   const int size = input.size;
@@ -77,8 +76,8 @@ void add_moments(const Inputs<double, STRIDE>& inputs, const MomentLayout& layou
 }
 
 // result[b] = the gradient of the moments' sum with these weights: slopes^T W values, W the symmetric weights of a run's terms.
-template <int LIVE, int STRIDE>
-void moments_gradient(const Inputs<double, STRIDE>& inputs, const double* slopes, const MomentLayout& layout, const double* weight,
+template <int LIVE>
+void moments_gradient(const Inputs<double>& inputs, const double* slopes, const MomentLayout& layout, const double* weight,
                       double* result) {
   RunTerms<LIVE> value(inputs.live), slope(inputs.live);
   const int size = LIVE < 0 ? value.size : LIVE + 3;
@@ -102,18 +101,17 @@ void moments_gradient(const Inputs<double, STRIDE>& inputs, const double* slopes
 }
 
 // One thread's blocks of rows x chunks of features.
-template <int STRIDE>
 struct MomentsWorker {
   const Layer<double>& layer;
   const MomentLayout layout;
   const int64_t group;
-  EvaluationScratch<double, STRIDE> inputs;
+  EvaluationScratch<double> inputs;
   Buffer<double> result;
 
-  MomentsWorker(const Layer<double>& layer_, int64_t chunk)
+  MomentsWorker(const Layer<double>& layer_, int64_t block, int64_t chunk)
       : layer(layer_), layout(layer.problem, layer.live), group(layer.group_features(chunk)),
-        inputs(layer, chunk, group, layer.problem.input_gradient != nullptr, true),
-        result(layer.problem.input_gradient != nullptr ? chunk * STRIDE : 0) {}
+        inputs(layer, block, chunk, group, layer.problem.input_gradient != nullptr, true),
+        result(layer.problem.input_gradient != nullptr ? chunk * inputs.room : 0) {}
 
   // sums: of the part's features, where moments are wanted.
   void add_rows(const RowPart& part, int64_t block, double* sums) {
@@ -123,7 +121,7 @@ struct MomentsWorker {
       inputs.read(n0, rows, part.i0, part.features);
       for (int64_t f0 = 0; f0 < part.features; f0 += group) add_group(part.i0, f0, smaller(group, part.features - f0), sums);
       if (p.input_gradient != nullptr)
-        write_transposed(p.storage, result.data, STRIDE, rows, part.features, p.input_gradient, n0, part.i0, p.I);
+        write_transposed(p.storage, result.data, inputs.room, rows, part.features, p.input_gradient, n0, part.i0, p.I);
     }
   }
 
@@ -136,7 +134,7 @@ struct MomentsWorker {
         const Problem& p = layer.problem;
         if (p.input_gradient != nullptr) {
           const double *slopes = inputs.input_gradient_inputs(f).values, *weight = p.moment_weight + (i0 + f0 + f) * layout.size();
-          moments_gradient<LIVE>(inputs.inputs(f), slopes, layout, weight, &result[(f0 + f) * STRIDE]);
+          moments_gradient<LIVE>(inputs.inputs(f), slopes, layout, weight, &result[(f0 + f) * inputs.room]);
         } else {
           double* own = sums + (f0 + f) * layout.size();
           add_moments<LIVE>(inputs.inputs(f), layout, own);
@@ -150,12 +148,8 @@ struct MomentsWorker {
 
 template <class Add>
 void with_moments_worker(const Layer<double>& layer, const RowSplits& splits, ParallelFor parallel_for, const Add& add) {
-  with_block_stride(splits.block, [&](auto stride) {
-    splits.run(parallel_for, 4 * (layer.live + 3) * (layer.live + 3), [&] {
-      return [&, worker = MomentsWorker<decltype(stride)::value>(layer, splits.chunk)](const RowPart& part) mutable {
-        add(worker, part);
-      };
-    });
+  splits.run(parallel_for, 4 * (layer.live + 3) * (layer.live + 3), [&] {
+    return [&, worker = MomentsWorker(layer, splits.block, splits.chunk)](const RowPart& part) mutable { add(worker, part); };
   });
 }
 

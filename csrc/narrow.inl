@@ -71,17 +71,16 @@ struct LiveLanes {
   V<C> value[LIVE + 1];
   Index<C> row[LIVE];
 
-  template <int STRIDE>
-  [[gnu::always_inline]] LiveLanes(const Inputs<C, STRIDE>& inputs, int b) {
+  [[gnu::always_inline]] LiveLanes(const Inputs<C>& inputs, int b) {
     row[0] = load_index<C>(inputs.first_rows + b);
     for (int k = 1; k < LIVE; ++k) row[k] = row[0] + typename Simd<C>::Int(k);
-    for (int k = 0; k <= LIVE; ++k) value[k] = load(inputs.values + k * STRIDE + b);
+    for (int k = 0; k <= LIVE; ++k) value[k] = load(inputs.values + k * kValueStride + b);
   }
 };
 
 // Calls visit(b, o, phi) with the values of the edge to output o for the inputs from b on, one a lane.
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE, class Visit>
-[[gnu::always_inline]] inline void narrow_contract(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base,
+template <class C, int LIVE, int TABLE_VECTORS, class Visit>
+[[gnu::always_inline]] inline void narrow_contract(const Inputs<C>& inputs, int padded, const C* table, const C* base,
                                                    int64_t O, Visit visit) {
   constexpr int64_t table_size = TABLE_VECTORS * Simd<C>::lanes;
   for (int b = 0; b < padded; b += Simd<C>::lanes) {
@@ -95,8 +94,8 @@ template <class C, int LIVE, int TABLE_VECTORS, int STRIDE, class Visit>
 }
 
 // y[o * padded + b] += a feature's part.
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
-void narrow_forward(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
+template <class C, int LIVE, int TABLE_VECTORS>
+void narrow_forward(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
   narrow_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
                                           [&](int b, int64_t o, V<C> sum) __attribute__((always_inline)) {
                                             C* to = y + o * padded + b;
@@ -104,16 +103,16 @@ void narrow_forward(const Inputs<C, STRIDE>& inputs, int padded, const C* table,
                                           });
 }
 
-// result[b] = the inputs' gradient, from g[o * STRIDE + b].
-template <class C, int LIVE, int TABLE_VECTORS, int STRIDE>
-void narrow_backward_input(const Inputs<C, STRIDE>& inputs, int padded, const C* table, const C* base, int64_t O, const C* g,
-                           C* result) {
+// result[b] = the inputs' gradient, from g[o * g_stride + b].
+template <class C, int LIVE, int TABLE_VECTORS>
+void narrow_backward_input(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, const C* g,
+                           int64_t g_stride, C* result) {
   constexpr int64_t table_size = TABLE_VECTORS * Simd<C>::lanes;
   for (int b = 0; b < padded; b += Simd<C>::lanes) {
     const LiveLanes<C, LIVE> live(inputs, b);
     V<C> along[LIVE + 1] = {};
     for (int64_t o = 0; o < O; ++o) {
-      const V<C> gradient = load(g + o * STRIDE + b);
+      const V<C> gradient = load(g + o * g_stride + b);
       for (int k = 0; k < LIVE; ++k) along[k] += gradient * lookup<C, TABLE_VECTORS>(table + o * table_size, live.row[k]);
       along[LIVE] += gradient * base[o];
     }
@@ -124,28 +123,28 @@ void narrow_backward_input(const Inputs<C, STRIDE>& inputs, int padded, const C*
 }
 
 // The gradient of the coefficients, as a product of all M bases, most of them 0, with g.
-template <class C, int STRIDE>
+template <class C>
 struct DenseBases {
   static constexpr int kRows = 5, kOutputs = 3;  // of a register tile: 15 sums, which a tree adds up 16 at a time
-  const int64_t M;
-  Buffer<C> values;  // (M + 1, STRIDE): the bases, then the base activation's
+  const int64_t M, stride;  // stride: of the values and of g
+  Buffer<C> values;         // (M + 1, stride): the bases, then the base activation's
 
-  explicit DenseBases(int64_t M_) : M(M_), values((M + 1) * STRIDE) {}
+  DenseBases(int64_t M_, int64_t stride_) : M(M_), stride(stride_), values((M + 1) * stride) {}
 
   template <int LIVE>
-  void spread(const Inputs<C, STRIDE>& inputs, int padded) {
+  void spread(const Inputs<C>& inputs, int padded) {
     for (int b = 0; b < padded; b += Simd<C>::lanes) {
       const LiveLanes<C, LIVE> live(inputs, b);
       for (int64_t m = 0; m < M; ++m) {
         V<C> value = {};
         for (int k = 0; k < LIVE; ++k) value = live.row[k] == Index<C>{} + typename Simd<C>::Int(m) ? live.value[k] : value;
-        store<C>(&values[m * STRIDE + b], value);
+        store<C>(&values[m * stride + b], value);
       }
-      store<C>(&values[M * STRIDE + b], live.value[LIVE]);
+      store<C>(&values[M * stride + b], live.value[LIVE]);
     }
   }
 
-  // gradient[m * gradient_stride + o] and base_gradient[o] += values x g[o * STRIDE + b].
+  // gradient[m * gradient_stride + o] and base_gradient[o] += values x g[o * stride + b].
   void add_products(const C* g, int padded, int64_t O, C* gradient, int64_t gradient_stride, C* base_gradient) const {
     for (int64_t m = 0; m <= M; m += kRows)
       for (int64_t o = 0; o < O; o += kOutputs) {
@@ -161,8 +160,8 @@ struct DenseBases {
   void tile(const C* g, int padded, int64_t m0, int64_t o0, int64_t O, C* sums) const {
     // Rows and outputs beyond the last repeat it: their sums are not used.
     const C *row[kRows], *output[kOutputs];
-    for (int r = 0; r < kRows; ++r) row[r] = &values[smaller(m0 + r, M) * STRIDE];
-    for (int c = 0; c < kOutputs; ++c) output[c] = g + smaller(o0 + c, O - 1) * STRIDE;
+    for (int r = 0; r < kRows; ++r) row[r] = &values[smaller(m0 + r, M) * stride];
+    for (int c = 0; c < kOutputs; ++c) output[c] = g + smaller(o0 + c, O - 1) * stride;
     V<C> sum[kRows * kOutputs + 1] = {};
     for (int b = 0; b < padded; b += Simd<C>::lanes) {
       V<C> gradient[kOutputs];

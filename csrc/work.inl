@@ -1,17 +1,14 @@
 // How a problem is cut: blocks of rows, chunks of features, tiles of outputs. Included by kernels.inl inside its namespace.
 
-constexpr int kSmallestBlock = 32, kLargestBlock = 2048;  // rows evaluated together
+constexpr int kSmallestBlock = 32;  // rows evaluated together, up to kLargestBlock
 
 constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors grow with the chunk and the number of chunks
-
-// A block's values of one kind stand this far apart: the values of one input are then not all in one cache set, nor those of a
-// small block on pages of their own.
-constexpr int block_stride(int64_t block) { return int(block <= 256 ? 256 : kLargestBlock) + 16; }
 
 constexpr int64_t kMostNarrowOutputs = 12;  // up to which vectors run over rows instead of outputs
 constexpr int kMostNarrowLive = 6;          // live rows, whose values then stay in registers
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t at_least_zero(int64_t n) { return n > 0 ? n : 0; }
 inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -33,22 +30,17 @@ void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F
 template <class F>
 void with_live_rows(int live, F f) {
   switch (live) {
-    case 0: return f(Constant<0>{});
+    case 4: return f(Constant<4>{});
+#if KAN_ALL_DEGREES
     case 2: return f(Constant<2>{});
     case 3: return f(Constant<3>{});
-    case 4: return f(Constant<4>{});
     case 5: return f(Constant<5>{});
     case 6: return f(Constant<6>{});
     case 7: return f(Constant<7>{});
     case 8: return f(Constant<8>{});
+#endif
     default: return f(Constant<-1>{});
   }
-}
-
-// Calls f with the stride of a block's values as a Constant.
-template <class F>
-void with_block_stride(int64_t block, F f) {
-  block <= 256 ? f(Constant<block_stride(256)>{}) : f(Constant<block_stride(kLargestBlock)>{});
 }
 
 // Calls f with the width of a tile as a Constant.
