@@ -192,6 +192,10 @@ CPU_CASES = [
     Case(63, 3, 17, K=7, G=8, knots="adaptive", weighted=True, scaled=True),
     Case(300, 3, 16, K=6),
     Case(300, 3, 16, K=7, knots="adaptive"),
+    # No loops of their own.
+    Case(300, 3, 17, K=8, scaled=True),
+    Case(63, 3, 33, K=9, knots="adaptive", weighted=True, scaled=True),
+    Case(3, 17, 5, K=9, scaled=True),
 ]
 
 # Weights as pykan keeps them.
