@@ -108,20 +108,24 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     return Layer(name, lambda: layer(x)[0], [x, *(getattr(layer, key) for key in trained)], t.g)
 
 
-def _linear_operands(case: Case, t: Tensors) -> tuple[Tensor, Tensor]:
-    """x and weight of the linear layer with as many parameters."""
-    features = case.I * (case.M + 1)
+def _linear_operands(case: Case, t: Tensors, features: int | None = None) -> tuple[Tensor, Tensor]:
+    """x and weight of a linear layer: with as many parameters as the KAN layer, or of so many features."""
+    features = features or case.I * (case.M + 1)
     like = {"device": t.x.device, "dtype": t.x.dtype}
     return torch.randn(case.N, features, **like), torch.randn(case.O, features, **like)
 
 
-def linear(name: str, case: Case, t: Tensors) -> Layer:
-    x, weight = _linear_operands(case, t)
+def linear(name: str, case: Case, t: Tensors, features: int | None = None) -> Layer:
+    x, weight = _linear_operands(case, t, features)
     layer = torch.nn.Linear(x.shape[1], case.O, bias=False, device=x.device, dtype=x.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight)
     x.requires_grad_()
     return Layer(name, lambda: layer(x), [x, layer.weight], t.g)
+
+
+def linear_of_equal_width(name: str, case: Case, t: Tensors) -> Layer:
+    return linear(name, case, t, case.I)
 
 
 def torch_products(name: str, case: Case, t: Tensors) -> Products:
@@ -147,6 +151,7 @@ BASELINES: dict[str, Callable[[str, Case, Tensors], Baseline]] = {
     "reference": plain,
     "reference + torch.compile": compiled,
     "nn.Linear": linear,
+    "nn.Linear(I, O)": linear_of_equal_width,
     "three GEMMs, torch": torch_products,
     "three GEMMs, oneDNN": onednn_products,
     "pykan": pykan,

@@ -26,6 +26,7 @@ RIVALS = {
     "pykan": ("pykan",),
     "nn.Linear": ("nn.Linear",),
     "best GEMMs": GEMMS,
+    "nn.Linear(I, O)": ("nn.Linear(I, O)",),
 }
 
 
@@ -79,13 +80,17 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
                 by_case.setdefault(record["case"], {})[record["provider"]] = record
         has_memory = mode == "step"
         memory = ["peak MB", "peak MB, reference"] if has_memory else []
-        table = [["case (I→O, N, G)", f"ms per {mode}", *(f"vs {rival}" for rival in RIVALS), *memory]]
+        rivals = {
+            name: providers for name, providers in RIVALS.items() if any(p in r for r in by_case.values() for p in providers)
+        }
+        table = [["case (I→O, N, G)", "nn.Linear", f"ms per {mode}", *(f"vs {rival}" for rival in rivals), *memory]]
         for name, results in by_case.items():
             ours = results["kan_kernels"]
-            cells = [f"{name} ({ours['I']}→{ours['O']}, {ours['N']}, {ours['G']})", f"{ours['median_ms']:.3g}"]
-            for providers in RIVALS.values():
+            linear = f"{ours['I'] * (ours['G'] + ours['K'] + 1)}→{ours['O']}"
+            cells = [f"{name} ({ours['I']}→{ours['O']}, {ours['N']}, {ours['G']})", linear, f"{ours['median_ms']:.3g}"]
+            for providers in rivals.values():
                 times = [results[provider]["median_ms"] for provider in providers if provider in results]
-                cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "-")
+                cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "does not fit")
             peaks = [megabytes(results.get(provider)) for provider in ("kan_kernels", "reference")]
             table.append(cells + (peaks if has_memory else []))
         return table
@@ -125,7 +130,7 @@ def peers(kind: str, unit: str) -> Callable[[list[Record]], list[list[str]]]:
         table = [["", f"before, {unit}", f"accelerated, {unit}", "times less"]]
         for name, found in by_case.items():
             before, after = found.get("peer"), found["accelerated"]
-            cells = ["-", "-"] if before is None else [three_digits(before), f"{before / after:.1f}x"]
+            cells = ["does not fit", "n/a"] if before is None else [three_digits(before), f"{before / after:.1f}x"]
             table.append([name, cells[0], three_digits(after), cells[1]])
         return table
 
@@ -202,6 +207,19 @@ class GpuBlock(Block):
 
 def gpu(records: list[Record]) -> list[list[str]]:
     """A row per case and precision: what a roofline allows, and what was measured."""
+    if not records:
+        headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "step: limit, ms"]
+        limits = [
+            [f"{least_milliseconds(case, precision, mode):.3g}" for mode in ("forward", "step")]
+            for case in GPU_BENCH_CASES.values()
+            for precision in PRECISIONS
+        ]
+        names = [
+            [f"{name} ({case.I}→{case.O}, {case.N}, {case.G})", precision]
+            for name, case in GPU_BENCH_CASES.items()
+            for precision in PRECISIONS
+        ]
+        return [headings, *(name + limit for name, limit in zip(names, limits, strict=True))]
     found = {(r["case"], r["precision"], r["mode"], r["provider"]): r for r in records}
     rivals = ("reference", "reference + torch.compile", "nn.Linear")
     headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "forward, ms", "of the GEMM alone", "step: limit, ms"]
@@ -244,11 +262,58 @@ def shape_of(record: Record) -> str:
     return "{N}, {I}→{O}, G={G}".format(**record["case"])
 
 
+@dataclass(frozen=True)
+class Claims(Block):
+    """README's three sentences with numbers, from the newest results of their kinds."""
+
+    def markdown(self) -> str:
+        layers = {(r["case"], r["mode"], r["provider"]): r for r in self.records()}
+        step = {provider: r for (case, mode, provider), r in layers.items() if (case, mode) == ("square-64", "step")}
+        ours = step["kan_kernels"]
+        linear = f"{ours['I'] * (ours['G'] + ours['K'] + 1)}→{ours['O']}"
+
+        def times(provider: str) -> str:
+            return f"{step[provider]['median_ms'] / ours['median_ms']:.1f}"
+
+        replaced = read(newest("cpu-replace-avx512"), ("case", "mode", "provider"))
+        ms = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in replaced}
+        gains = sorted(
+            before / ms[case, mode, "accelerated"] for (case, mode, name), before in ms.items() if name == "efficient-kan"
+        )
+        pykan = read(newest("cpu-peers"), ("case", "provider"))
+        pykan_ms = {
+            (r["case"], r["provider"]): r["median_ms"] for r in pykan if "median_ms" in r and r["case"].startswith("pykan")
+        }
+        ratios = sorted(
+            before / pykan_ms[case, "accelerated"] for (case, provider), before in pykan_ms.items() if provider == "peer"
+        )
+        return "\n".join(
+            [
+                f"- **Fast.** A training step of a {ours['I']}→{ours['O']} layer (G = {ours['G']}, K = {ours['K']},"
+                f" {ours['N']} rows) takes {ours['median_ms']:.1f} ms: an `nn.Linear` with as many parameters ({linear}) takes"
+                f" {times('nn.Linear')} times as long, dense bases times a matrix {times('reference')}, pykan's layer"
+                f" {times('pykan')} ({processor(ours)}).",
+                f"- **Small.** The step needs {ours['peak_mb']:.1f} MB beyond its inputs and parameters; dense bases need"
+                f" {step['reference']['peak_mb']:.0f} MB.",
+                f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers {gains[len(gains) // 2]:.1f} times as"
+                f" fast (median of {len(gains)} comparisons, the least {gains[0]:.2f}; {processor(replaced[-1])}) and pykan's"
+                f" fits and grid updates {ratios[0]:.1f} to {ratios[-1]:.1f} times ({processor(pykan[-1])}), with the same"
+                " numbers.",
+            ]
+        )
+
+
+def processor(record: Record) -> str:
+    machine, threads = record["machine"], record["threads"]
+    return f"{machine['cpu']}, {machine['instruction_set']} kernels, {threads} thread{'s' * (threads > 1)}"
+
+
 BLOCKS = (
-    Block("bench", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
-    Block("peers", ROOT / "README.md", "cpu-peers", ("case", "provider"), peers("median_ms", "ms")),
-    Block("peers-memory", ROOT / "README.md", "cpu-peers", ("case", "provider"), peers("peak_mb", "MB")),
-    Block("models", ROOT / "README.md", "cpu-models", ("case", "provider"), models),
+    Claims("claims", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
+    Block("bench", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("step")),
+    Block("peers", ROOT / "bench" / "README.md", "cpu-peers", ("case", "provider"), peers("median_ms", "ms")),
+    Block("peers-memory", ROOT / "bench" / "README.md", "cpu-peers", ("case", "provider"), peers("peak_mb", "MB")),
+    Block("models", ROOT / "bench" / "README.md", "cpu-models", ("case", "provider"), models),
     Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
     Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
