@@ -8,7 +8,7 @@ from torch import Tensor
 from . import edge_autograd, fallbacks, ops, reference_norms  # noqa: F401
 from .autocast import autocast, autocast_knots
 from .checks import check_choice, check_kan_linear, rows_of, shape_of
-from .functional import BaseActivation, refused, traced_in_forward_mode
+from .functional import BaseActivation, computes_on_reference, refused
 from .reference import spline_order
 
 NORMS = ("l1", "std")
@@ -63,7 +63,7 @@ def edge_norms(
     if unfused and not torch.compiler.is_compiling():
         name = getattr(base_activation, "__name__", type(base_activation).__name__)
         fallbacks.note(f"edge norms with base activation {name}", "not fused, take the memory of every edge's values")
-    if unfused or ops.uses_reference(x) or traced_in_forward_mode():
+    if unfused or computes_on_reference(x):
         values = edge_values(rows, spline_weight, grid, base_weight, base_activation, spline_scaler)
         return values.abs().mean(0) if ord == "l1" else values.std(0)
     activation = base_activation if isinstance(base_activation, str) else "silu"

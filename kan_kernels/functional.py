@@ -83,7 +83,7 @@ def kan_form(
     derivative: int,
 ) -> Tensor:
     """(N, O): `kan_linear` of x (N, I) with a fused base activation, or with the derivatives of b and of the bases."""
-    if ops.uses_reference(x) or traced_in_forward_mode():
+    if computes_on_reference(x):
         return reference.spline_forward(
             x, None, spline_weight, spline_scaler, grid.detach(), base_weight, activation, derivative
         )
@@ -108,6 +108,19 @@ def refused(check: Callable[..., None], x: Tensor, *others: Any) -> Tensor | Non
     return None
 
 
-def traced_in_forward_mode() -> bool:
+def computes_on_reference(x: Tensor) -> bool:
+    """Whether the reference computes: because the user asked for it, or because a tracer cannot handle the operators."""
+    return ops.uses_reference(x) or _traced_in_forward_mode() or _exported_to_onnx()
+
+
+def _traced_in_forward_mode() -> bool:
     """Whether a compiler traces forward mode, in which it computes no tangents by hand."""
     return torch.compiler.is_dynamo_compiling() and forward_ad._current_level >= 0
+
+
+def _exported_to_onnx() -> bool:
+    """Whether `torch.onnx.export` traces this call, for which ONNX has no operator. Quick where nothing traces."""
+    if not (torch.compiler.is_exporting() or torch.jit.is_tracing()) or not torch.onnx.is_in_onnx_export():
+        return False
+    fallbacks.note("export to ONNX", "ONNX has no operator for splines, the graph has the reference's dense formula")
+    return True

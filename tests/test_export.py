@@ -154,18 +154,48 @@ def test_a_package_runs_without_this_one(net, exported, tmp_path):
     assert run.stdout == "agreed\n", run.stderr
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("base", [torch.nn.SiLU, torch.nn.Identity, torch.nn.Tanh, None])
-def test_onnx(tmp_path, base):
-    """Standard operators, from the reference."""
+def check_onnx(path, net):
+    """The file has standard operators alone, and the net's values for any number of rows that it was exported for."""
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    net = kk.KAN([3, 5, 2], base_activation=base)
-    with kk.use_backend("reference"):
-        program = torch.onnx.export(net, (inputs(7),), dynamo=True, dynamic_shapes=({0: Dim("rows")},), verbose=False)
-    program.save(tmp_path / "net.onnx")
-    assert {node.domain for node in onnx.load(tmp_path / "net.onnx").graph.node} == {""}
-    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}
+    session = runtime.InferenceSession(path)
     for rows in ROWS:
         (y,) = session.run(None, {session.get_inputs()[0].name: inputs(rows).numpy()})
         torch.testing.assert_close(torch.from_numpy(y), net(inputs(rows)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("base", [torch.nn.SiLU, torch.nn.Identity, torch.nn.Tanh, None])
+def test_onnx(tmp_path, base):
+    net = kk.KAN([3, 5, 2], base_activation=base)
+    program = torch.onnx.export(net, (inputs(7),), dynamo=True, dynamic_shapes=({0: Dim("rows")},), verbose=False)
+    program.save(tmp_path / "net.onnx")
+    check_onnx(tmp_path / "net.onnx", net)
+    assert "dense formula" in kk.info().fallbacks["export to ONNX"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_by_tracing(net, tmp_path):
+    """The exporter of torch.jit: deprecated, and still how many deploy."""
+    names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "rows"}}}
+    torch.onnx.export(net, (inputs(7),), tmp_path / "net.onnx", dynamo=False, **names)
+    check_onnx(tmp_path / "net.onnx", net)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_an_exported_program(net, exported, tmp_path):
+    """Its operators are replaced by the reference's definition, as docs/export.md says."""
+    operators = torch.ops.kan_kernels
+    dense = exported.run_decompositions({operators.spline_forward.default: kk.reference.spline_forward})
+    torch.onnx.export(dense, dynamo=True, verbose=False).save(tmp_path / "net.onnx")
+    check_onnx(tmp_path / "net.onnx", net)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_to_onnx_leaves_nothing_behind(net):
+    """A program that is exported after it, and one that is traced, call the operators again."""
+    torch.onnx.export(net, (inputs(7),), dynamo=True, verbose=False)
+    program = torch.export.export(net, (inputs(7),))
+    assert torch.ops.kan_kernels.spline_forward.default in {node.target for node in program.graph.nodes}
+    assert "kan_kernels::spline_forward" in str(torch.jit.trace(net, inputs(7)).inlined_graph)
