@@ -102,15 +102,15 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
         )
 
 
-def check_rows(x: Any, features: int, smallest: int) -> Tensor:
-    """x (..., features), floating and finite, as at least `smallest` rows (N, features)."""
+def check_rows(x: Any, features: int, smallest: int, finite: bool = True) -> Tensor:
+    """x (..., features), floating and finite (unless `finite` is False), as at least `smallest` rows (N, features)."""
     check_floating("x", x)
     if x.dim() < 1 or x.shape[-1] != features:
         raise ValueError(f"x: expected {features} features in the last dimension, got shape {shape_of(x)}")
     rows = rows_of(x)
     if rows.shape[0] < smallest:
         raise ValueError(f"x: expected at least {smallest} rows, got shape {shape_of(x)}")
-    if not bool(rows.isfinite().all()):
+    if finite and not bool(rows.isfinite().all()):
         raise ValueError("x: expected finite inputs, got a NaN or an infinity")
     return rows
 

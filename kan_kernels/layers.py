@@ -96,7 +96,7 @@ class KANLinear(nn.Module):
         for name, scale in (("scale_noise", scale_noise), ("scale_base", scale_base), ("scale_spline", scale_spline)):
             check_number(name, scale)
         check_number("grid_eps", grid_eps, 0.0, 1.0)
-        low, high = _checked_range(grid_range)
+        low, high = checked_range("grid_range", grid_range)
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPES:
             raise TypeError(f"dtype: expected one of {DTYPES}, got {dtype}")
@@ -227,6 +227,31 @@ class KANLinear(nn.Module):
             raise ValueError(f"x: expected shape (N, I) with I = {self.in_features}, got {shape_of(x)}")
         if x.device != self.grid.device:
             raise ValueError(f"x: expected the device of the layer, {self.grid.device}, got {x.device}")
+
+    @torch.no_grad()
+    def coverage(self, x: Tensor) -> Tensor:
+        """The share of inputs inside the layer's grid, per feature: (I,), float32, from 0 to 1.
+
+        The grid of feature i is the interval from grid[i, K] to grid[i, -K-1], both included; without the K knots beyond
+        either end, over which the splines fade to zero. At degree 0 the upper end is outside. NaN is outside.
+
+        Args:
+            x: (..., I), at least one row; of any floating dtype, on the layer's device.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+
+        Equivalent to, for K >= 1:
+            low, high = layer.grid[:, K], layer.grid[:, -K - 1]
+            share = ((x >= low) & (x <= high)).float().flatten(0, -2).mean(0)
+        """
+        rows = check_rows(self.sharding.whole_input(x), self.in_features, 1, finite=False)
+        grid = whole(self.grid)
+        if rows.device != grid.device:
+            raise ValueError(f"x: expected the device of the layer, {grid.device}, got {rows.device}")
+        low, high = grid[:, self.spline_order], grid[:, -self.spline_order - 1]
+        below = rows < high if self.spline_order == 0 else rows <= high
+        return ((rows >= low) & below).mean(0, dtype=torch.float32)
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float | None = None, quantiles: str = "efficient-kan") -> None:
@@ -416,14 +441,15 @@ def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Modu
     return activation
 
 
-def _checked_range(grid_range: Any) -> tuple[float, float]:
+def checked_range(name: str, grid_range: Any) -> tuple[float, float]:
+    """A pair of numbers, low < high, as floats. Raises TypeError or ValueError that says what came under this name."""
     if isinstance(grid_range, str) or not isinstance(grid_range, Sequence):
-        raise TypeError(f"grid_range: expected a pair of numbers, got {type(grid_range).__name__}")
+        raise TypeError(f"{name}: expected a pair of numbers, got {type(grid_range).__name__}")
     if len(grid_range) != 2:
-        raise ValueError(f"grid_range: expected two numbers, got {list(grid_range)}")
+        raise ValueError(f"{name}: expected two numbers, got {list(grid_range)}")
     low, high = grid_range
-    check_number("grid_range[0]", low)
-    check_number("grid_range[1]", high)
+    check_number(f"{name}[0]", low)
+    check_number(f"{name}[1]", high)
     if not low < high:
-        raise ValueError(f"grid_range: expected low < high, got {list(grid_range)}")
+        raise ValueError(f"{name}: expected low < high, got {list(grid_range)}")
     return float(low), float(high)

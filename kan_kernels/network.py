@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import pruning
 from .checks import check_choice, check_number, check_parameters, check_rows, check_size
 from .interop import efficient_kan, pykan_weights
-from .layers import KANLinear, activation_module
+from .layers import KANLinear, activation_module, checked_range
 from .regularization import METRICS, loss_arguments, norm_loss
 from .sharding import check_not_fully_sharded, check_whole
 
@@ -19,7 +19,14 @@ from .sharding import check_not_fully_sharded, check_whole
 class KAN(nn.Module):
     """A stack of `KANLinear`: `KAN([784, 64, 10])`. efficient-kan's arguments; its `state_dict` keys, `layers.{l}.*`.
 
-    layers_hidden: at least two sizes >= 1. The other arguments go to every layer, see `KANLinear`.
+    Args:
+        layers_hidden: L + 1 sizes >= 1 of L >= 1 layers.
+        grid_range: (low, high) for all layers, or a sequence of L pairs, one for each layer.
+
+    The other arguments go to every layer, see `KANLinear`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
 
     def __init__(
@@ -32,7 +39,7 @@ class KAN(nn.Module):
         scale_spline: float = 1.0,
         base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
         grid_eps: float = 0.02,
-        grid_range: Sequence[float] = (-1, 1),
+        grid_range: Sequence[float] | Sequence[Sequence[float]] = (-1, 1),
         device: Any = None,
         dtype: torch.dtype | None = None,
         enable_standalone_scale_spline: bool = True,
@@ -44,6 +51,7 @@ class KAN(nn.Module):
             raise ValueError(f"layers_hidden: expected at least an input and an output size, got {list(layers_hidden)}")
         for position, size in enumerate(layers_hidden):
             check_size(f"layers_hidden[{position}]", size, 1)
+        ranges = _ranges_of_layers(grid_range, len(layers_hidden) - 1)
         self.grid_size = grid_size
         self.spline_order = spline_order
         self.layers = nn.ModuleList(
@@ -58,11 +66,11 @@ class KAN(nn.Module):
                 enable_standalone_scale_spline=enable_standalone_scale_spline,
                 base_activation=base_activation,
                 grid_eps=grid_eps,
-                grid_range=grid_range,
+                grid_range=range_of_layer,
                 device=device,
                 dtype=dtype,
             )
-            for in_features, out_features in pairwise(layers_hidden)
+            for (in_features, out_features), range_of_layer in zip(pairwise(layers_hidden), ranges, strict=True)
         )
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
@@ -74,6 +82,20 @@ class KAN(nn.Module):
                 layer.update_grid(x)
             x = layer(x)
         return x
+
+    @torch.no_grad()
+    def coverage(self, x: Tensor) -> list[Tensor]:
+        """`KANLinear.coverage` of every layer, on what it gets when the net is called on x (..., layers_hidden[0]).
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        shares = []
+        for layer in self.layers:
+            if isinstance(layer, KANLinear):
+                shares.append(layer.coverage(x))
+            x = layer(x)
+        return shares
 
     def refine(self, grid_size: int) -> "KAN":
         """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
@@ -207,3 +229,19 @@ class KAN(nn.Module):
     def kan_layers(self) -> list[KANLinear]:
         """The layers that are `KANLinear`, in order."""
         return [layer for layer in self.layers if isinstance(layer, KANLinear)]
+
+
+def _ranges_of_layers(grid_range: Any, layers: int) -> list[tuple[float, float]]:
+    """One pair for all layers, or a pair for each, as a list of pairs."""
+    if not _holds_pairs(grid_range):
+        return [checked_range("grid_range", grid_range)] * layers
+    if len(grid_range) != layers:
+        got = f"{len(grid_range)} pairs"
+        raise ValueError(f"grid_range: expected one pair of numbers, or one for each of {layers} layers, got {got}")
+    return [checked_range(f"grid_range[{layer}]", pair) for layer, pair in enumerate(grid_range)]
+
+
+def _holds_pairs(grid_range: Any) -> bool:
+    return isinstance(grid_range, Sequence) and any(
+        isinstance(item, Sequence) and not isinstance(item, str) for item in grid_range
+    )

@@ -222,7 +222,11 @@ def grids(plan):
         assert_same_parameters(net, alone, gradients=False)
         for layer, expected in zip(net.layers, alone.layers, strict=True):
             assert_same(layer.grid, expected.grid)
+        for share, expected in zip(net.coverage(1.5 * x), alone.coverage(1.5 * x), strict=True):
+            assert type(share) is torch.Tensor
+            assert_same(share, expected)
 
+    compare()
     net(x, update_grid=True), alone(x, update_grid=True)
     compare()
     for model in (alone, net):
