@@ -24,6 +24,11 @@ def autocast_knots(x: Any, grid: Any) -> Any:
     return grid.float()
 
 
+def same_dtype(x: Tensor, weight: Tensor) -> bool:
+    """Whether x and weight have the same dtype, or get it from the autocast region of x's device."""
+    return x.dtype is weight.dtype or (_region(x) is not None and x.dtype in _CAST and weight.dtype in _CAST)
+
+
 def _region(x: Any) -> torch.dtype | None:
     device = x.device.type if isinstance(x, Tensor) else ""
     return torch.get_autocast_dtype(device) if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else None

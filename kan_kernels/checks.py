@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .reference import FUSED_ACTIVATIONS, spline_order
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_CASTS = {torch.float64: "double()", torch.float32: "float()", torch.bfloat16: "bfloat16()", torch.float16: "half()"}
 _SIZE_NAMES = {"x": "(..., I)", "spline_weight": "(O, I, M)", "grid": "(I, G+2K+1)"}
 
 
@@ -21,20 +22,21 @@ def check_kan_linear(
     check_floating("spline_weight", spline_weight)
     check_floating("grid", grid)
     if x.layout is not torch.strided or x.is_nested:
-        raise TypeError(f"x: expected a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
+        raise TypeError(f"x: expected a dense tensor, got {'a nested tensor' if x.is_nested else x.layout}")
     if x.dim() < 1:
         raise ValueError(f"x: expected at least one dimension {_SIZE_NAMES['x']}, got a scalar")
     _check_rank("spline_weight", spline_weight, 3)
     _check_rank("grid", grid, 2)
     outputs, features, bases = spline_weight.shape
-    _check_like("spline_weight", spline_weight, x)
-    if grid.device != x.device:
-        raise ValueError(f"grid: expected the device of x, {x.device}, got {grid.device}")
+    _check_like("x", x, spline_weight, f"; use x.{_CASTS[spline_weight.dtype]}")
+    _check_device("grid", grid, spline_weight)
     if grid.dtype is not x.dtype and torch.promote_types(grid.dtype, x.dtype) is not grid.dtype:
-        raise TypeError(f"grid: expected the dtype of x, {x.dtype}, or a wider one, got {grid.dtype}")
+        raise TypeError(
+            f"grid: expected {dtype_name(x)}, the dtype of spline_weight, or a wider dtype, got {dtype_name(grid)}"
+        )
     if x.shape[-1] != features:
         raise ValueError(
-            f"x: expected {features} features in the last dimension, as spline_weight has, got shape {shape_of(x)}"
+            f"x: expected {features} features in the last dimension, as in spline_weight, got shape {shape_of(x)}"
         )
     if grid.shape[0] != features:
         raise ValueError(f"grid: expected {features} rows, one per feature of spline_weight, got shape {shape_of(grid)}")
@@ -49,7 +51,7 @@ def check_kan_linear(
     for name, value in (("base_weight", base_weight), ("spline_scaler", spline_scaler)):
         if value is not None:
             check_floating(name, value)
-            _check_like(name, value, x)
+            _check_like(name, value, spline_weight)
             if value.shape != (outputs, features):
                 raise ValueError(f"{name}: expected shape (O, I) = ({outputs}, {features}), got {shape_of(value)}")
     if isinstance(base_activation, str):
@@ -60,7 +62,17 @@ def check_kan_linear(
             f"base_activation: expected one of {FUSED_ACTIVATIONS}, a callable or None, got {type(base_activation).__name__}"
         )
     elif base_activation is None and base_weight is not None:
-        raise ValueError("base_weight: expected None without a base_activation, got a tensor")
+        raise ValueError("base_weight: expected None, since base_activation is None, got a tensor")
+
+
+def check_layer_dtype(x: Any, weight: Tensor, name: str = "x") -> None:
+    """An input of the dtype of its layer's parameters."""
+    check_floating(name, x)
+    if x.dtype is not weight.dtype:
+        raise TypeError(
+            f"{name}: expected {dtype_name(weight)}, the dtype of the layer's parameters, got {dtype_name(x)};"
+            f" use layer.{_CASTS[x.dtype]} or {name}.{_CASTS[weight.dtype]}"
+        )
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -69,16 +81,26 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """For messages. A range makes a number of what is a symbol to a compiler, whose messages have no symbols."""
+    """The shape, for messages. `len(range(size))` is an int also where a compiler traces with a symbol for the size."""
     return tuple(len(range(size)) for size in tensor.shape)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype, for messages: "float32"."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """A tensor of any dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
 def check_floating(name: str, value: Any) -> None:
     """A tensor of one of `DTYPES`."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    check_tensor(name, value)
     if value.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {value.dtype}")
+        raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {dtype_name(value)}")
 
 
 def check_grid(grid: Any, features: int, spline_order: int) -> None:
@@ -97,8 +119,8 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
         raise ValueError("grid: expected finite knots, got a NaN or an infinity")
     if not bool((grid.diff(dim=1) > 0).all()):
         raise ValueError(
-            "grid: expected strictly increasing knots in every row, got some that repeat or decrease"
-            f" (in {grid.dtype}: knots closer than its resolution become equal)"
+            "grid: expected strictly increasing knots in every row, got knots that repeat or decrease"
+            f" (knots that are closer than the resolution of {dtype_name(grid)} become equal)"
         )
 
 
@@ -116,12 +138,12 @@ def check_rows(x: Any, features: int, smallest: int, finite: bool = True) -> Ten
 
 
 def check_parameters(method: str, module: nn.Module, *names: str) -> None:
-    """Tensors that a method replaces are the module's own parameters, or None: not computed from others at every forward."""
+    """The tensors that a method replaces are parameters of the module, or None; none is computed from other parameters."""
     for name in names:
         if name not in module._parameters:
             raise ValueError(
-                f"{method}: expected {name} to be a parameter of the layer, got one that torch.nn.utils computes from others;"
-                " prune.remove or parametrize.remove_parametrizations makes it one again"
+                f"{method}: expected {name} to be a parameter of the layer, got a tensor that torch.nn.utils computes from"
+                " other parameters; call prune.remove or parametrize.remove_parametrizations first"
             )
 
 
@@ -134,7 +156,7 @@ def check_size(name: str, value: Any, smallest: int) -> None:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """One of some words."""
+    """One of several words."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
@@ -152,8 +174,14 @@ def _check_rank(name: str, value: Tensor, rank: int) -> None:
         raise ValueError(f"{name}: expected {rank} dimensions {_SIZE_NAMES[name]}, got shape {shape_of(value)}")
 
 
-def _check_like(name: str, value: Tensor, x: Tensor) -> None:
-    if value.dtype is not x.dtype:
-        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {value.dtype}")
-    if value.device != x.device:
-        raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
+def _check_like(name: str, value: Tensor, spline_weight: Tensor, advice: str = "") -> None:
+    if value.dtype is not spline_weight.dtype:
+        raise TypeError(
+            f"{name}: expected {dtype_name(spline_weight)}, the dtype of spline_weight, got {dtype_name(value)}{advice}"
+        )
+    _check_device(name, value, spline_weight)
+
+
+def _check_device(name: str, value: Tensor, spline_weight: Tensor) -> None:
+    if value.device != spline_weight.device:
+        raise ValueError(f"{name}: expected {spline_weight.device}, the device of spline_weight, got {value.device}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checks import check_floating, check_size
+from .checks import check_layer_dtype, check_size
 from .functional import kan_form
 from .ops import MAX_DERIVATIVE
 from .reference import base_activation, scaled
@@ -151,11 +151,9 @@ class Edge:
 
     def _check(self, t: Any) -> None:
         weight = self._layer.spline_weight
-        check_floating("t", t)
-        if t.dtype is not weight.dtype:
-            raise TypeError(f"t: expected the dtype of the layer, {weight.dtype}, got {t.dtype}")
+        check_layer_dtype(t, weight, "t")
         if t.device != weight.device:
-            raise ValueError(f"t: expected the device of the layer, {weight.device}, got {t.device}")
+            raise ValueError(f"t: expected {weight.device}, the device of the layer's parameters, got {t.device}")
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor, order: int) -> Tensor:

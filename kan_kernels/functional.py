@@ -9,9 +9,9 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from . import fallbacks, ops, reference
-from .autocast import autocast, autocast_knots
+from .autocast import autocast, autocast_knots, same_dtype
 from .autograd import spline_forward
-from .checks import check_kan_linear, rows_of
+from .checks import check_kan_linear, check_layer_dtype, rows_of
 from .refusal import refuse
 
 BaseActivation = str | Callable[[Tensor], Tensor] | None
@@ -106,6 +106,13 @@ def refused(check: Callable[..., None], x: Tensor, *others: Any) -> Tensor | Non
     except (TypeError, ValueError) as error:
         return refuse(x, error)
     return None
+
+
+def refused_dtype(x: Tensor, weight: Tensor) -> Tensor | None:
+    """`refused` for an input of another dtype than its layer's parameters. `kan_linear` checks what is not a tensor."""
+    if not isinstance(x, Tensor) or same_dtype(x, weight):
+        return None
+    return refused(check_layer_dtype, x, weight)
 
 
 def computes_on_reference(x: Tensor) -> bool:

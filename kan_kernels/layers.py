@@ -17,12 +17,13 @@ from .checks import (
     check_parameters,
     check_rows,
     check_size,
+    dtype_name,
     rows_of,
     shape_of,
 )
 from .edge import Edge
 from .edge_norms import edge_norms
-from .functional import BaseActivation, base_activation_of, kan_linear
+from .functional import BaseActivation, base_activation_of, kan_linear, refused_dtype
 from .grid import QUANTILES, data_knots, refined_knots
 from .initial import draw
 from .legacy import converted_attributes, converted_state_dict
@@ -140,6 +141,9 @@ class KANLinear(nn.Module):
             spline_weight, grid = local(spline_weight), local(grid)
             if spline_weight.numel() == 0:
                 return _without_a_part((*x.shape[:-1], len(spline_weight)), x, spline_weight, spline_scaler, base_weight)
+        refusal = refused_dtype(x, spline_weight)
+        if refusal is not None:
+            return refusal
         activation = self.activation()
         return kan_linear(x, spline_weight, grid, base_weight, spline_scaler=spline_scaler, base_activation=activation)
 
@@ -211,9 +215,9 @@ class KANLinear(nn.Module):
         check_rows(x, self.in_features, 1)
         check_floating("y", y)
         if y.dtype is not x.dtype:
-            raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
+            raise TypeError(f"y: expected {dtype_name(x)}, the dtype of x, got {dtype_name(y)}")
         if y.device != x.device:
-            raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
+            raise ValueError(f"y: expected {x.device}, the device of x, got {y.device}")
         expected = (x.shape[0], self.in_features, self.out_features)
         if y.shape != expected:
             raise ValueError(f"y: expected shape (N, I, O) = {expected}, got {shape_of(y)}")
@@ -226,7 +230,7 @@ class KANLinear(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"x: expected shape (N, I) with I = {self.in_features}, got {shape_of(x)}")
         if x.device != self.grid.device:
-            raise ValueError(f"x: expected the device of the layer, {self.grid.device}, got {x.device}")
+            raise ValueError(f"x: expected {self.grid.device}, the device of the layer's parameters, got {x.device}")
 
     @torch.no_grad()
     def coverage(self, x: Tensor) -> Tensor:
@@ -338,6 +342,9 @@ class KANLinear(nn.Module):
         spline_scaler, base_weight = self.edge_factors()
         spline_weight, grid = local(self.spline_weight), local(self.grid)
         own = self.sharding.own_input(x)
+        refusal = refused_dtype(own, spline_weight)
+        if refusal is not None:
+            return refusal
         if spline_weight.numel() == 0:
             norms = _without_a_part(spline_weight.shape[:2], own, spline_weight, spline_scaler, base_weight)
         else:

@@ -534,3 +534,26 @@ def test_compiled_after_it():
     x = rows(3).float()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     assert_same(numbers(compiled, x), numbers(net, x), rtol=1e-5)
+
+
+BAD = [
+    (torch.zeros(4, 3).numpy(), "x: expected a torch.Tensor, got ndarray"),
+    ([0.0] * 3, "x: expected a torch.Tensor, got list"),
+    (
+        torch.zeros(4, 3, dtype=torch.float64),
+        r"x: expected float32, the dtype of the layer's parameters, got float64; use layer\.double\(\) or x\.float\(\)",
+    ),
+    (torch.zeros(4, 3, dtype=torch.int64), "x: expected a floating-point dtype of 16, 32 or 64 bits, got int64"),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), BAD, ids=["numpy", "list", "float64", "int64"])
+def test_bad_inputs_get_the_messages_of_a_layer_of_ours(x, message):
+    nets = kk.KAN([3, 4, 2]), kk.accelerate(peer_layers.KAN([3, 4, 2]))
+    for net in nets:
+        with pytest.raises(TypeError, match=message):
+            net(x)
+    if isinstance(x, torch.Tensor):
+        for net in nets:
+            with pytest.raises(TypeError, match=message):
+                torch.compile(net, backend="aot_eager", fullgraph=True)(x)

@@ -721,6 +721,21 @@ def test_bad_inputs():
     assert chosen(torch.zeros(5, 3)).shape == (5, 2)
 
 
+@pytest.mark.parametrize("of", [lambda net: net, lambda net: net.act_fun[0]], ids=["network", "layer"])
+def test_bad_inputs_get_the_messages_of_a_layer_of_ours(of):
+    module = of(kk.accelerate(network().float()))
+    for x, got in ((numpy.zeros((5, 3)), "ndarray"), ([0.0] * 3, "list")):
+        with pytest.raises(TypeError, match=f"x: expected a torch.Tensor, got {got}"):
+            module(x)
+        with pytest.raises(TypeError, match=f"x: expected a torch.Tensor, got {got}"):
+            torch.compile(module, backend="aot_eager")(x)
+    message = r"x: expected float32, the dtype of the layer's parameters, got float64; use layer\.double\(\) or x\.float\(\)"
+    with pytest.raises(TypeError, match=message):
+        module(torch.zeros(5, 3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=message):
+        torch.compile(module, backend="aot_eager")(torch.zeros(5, 3, dtype=torch.float64))
+
+
 def test_in_another_module_and_its_random_state():
     net = nn.ModuleDict({"kan": network(), "head": nn.Linear(2, 2)})
     states = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()

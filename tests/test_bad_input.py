@@ -33,19 +33,19 @@ def ragged():
 TENSORS = [
     ("x", [[0.0] * I], TypeError, "x: expected a torch.Tensor, got list"),
     ("x", None, TypeError, "x: expected a torch.Tensor, got NoneType"),
-    ("x", torch.zeros(4, I, dtype=torch.int64), TypeError, "x: expected a floating-point dtype .* got torch.int64"),
-    ("x", torch.zeros(4, I, dtype=torch.complex64), TypeError, "x: expected a floating-point dtype .* got torch.complex64"),
+    ("x", torch.zeros(4, I, dtype=torch.int64), TypeError, "x: expected a floating-point dtype .* got int64"),
+    ("x", torch.zeros(4, I, dtype=torch.complex64), TypeError, "x: expected a floating-point dtype .* got complex64"),
     ("x", torch.zeros(4, I).to_sparse(), TypeError, "x: expected a dense tensor, got torch.sparse_coo"),
-    ("x", ragged(), TypeError, "x: expected a dense tensor, got a nested one"),
+    ("x", ragged(), TypeError, "x: expected a dense tensor, got a nested tensor"),
     ("x", torch.tensor(0.0), ValueError, r"x: expected at least one dimension \(..., I\), got a scalar"),
     ("x", torch.zeros(4, I + 1), ValueError, r"x: expected 3 features .* got shape \(4, 4\)"),
     (
         "x",
         torch.zeros(4, I, dtype=torch.float64),
         TypeError,
-        "spline_weight: expected the dtype of x, torch.float64, got torch.float32",
+        r"x: expected float32, the dtype of spline_weight, got float64; use x\.float\(\)$",
     ),
-    ("x", torch.zeros(4, I, device="meta"), ValueError, "spline_weight: expected the device of x, meta, got cpu"),
+    ("x", torch.zeros(4, I, device="meta"), ValueError, "x: expected cpu, the device of spline_weight"),
     ("spline_weight", "spline_weight", TypeError, "spline_weight: expected a torch.Tensor, got str"),
     ("spline_weight", torch.zeros(O, I), ValueError, r"spline_weight: expected 3 dimensions \(O, I, M\), got shape \(2, 3\)"),
     (
@@ -58,13 +58,13 @@ TENSORS = [
         "spline_weight",
         torch.zeros(O, I, G + K, dtype=torch.float64),
         TypeError,
-        "spline_weight: expected the dtype of x, torch.float32",
+        r"x: expected float64, the dtype of spline_weight, got float32; use x\.double\(\)$",
     ),
     (
         "spline_weight",
         torch.zeros(O, I, G + K, device="meta"),
         ValueError,
-        "spline_weight: expected the device of x, cpu, got meta",
+        "x: expected meta, the device of spline_weight, got cpu",
     ),
     ("spline_weight", torch.zeros(0, I, G + K), ValueError, "spline_weight: expected at least one feature and one output"),
     (
@@ -92,20 +92,35 @@ TENSORS = [
         "grid",
         torch.zeros(I, 12, dtype=torch.float16),
         TypeError,
-        "grid: expected the dtype of x, torch.float32, or a wider one",
+        "grid: expected float32, the dtype of spline_weight, or a wider dtype, got float16",
     ),
-    ("grid", torch.zeros(I, 12, device="meta"), ValueError, "grid: expected the device of x, cpu, got meta"),
+    ("grid", torch.zeros(I, 12, device="meta"), ValueError, "grid: expected cpu, the device of spline_weight"),
     ("grid", torch.zeros(I, 8), ValueError, "grid: expected G.2K.1 knots .* got 8 knots, which would mean K = -1"),
     ("base_weight", 1.0, TypeError, "base_weight: expected a torch.Tensor, got float"),
     ("base_weight", torch.zeros(I, O), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3, 2\)"),
     ("base_weight", torch.zeros(I), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3,\)"),
     ("base_weight", torch.zeros(O, I, dtype=torch.bool), TypeError, "base_weight: expected a floating-point dtype"),
-    ("base_weight", torch.zeros(O, I).double(), TypeError, "base_weight: expected the dtype of x, torch.float32"),
-    ("base_weight", torch.zeros(O, I, device="meta"), ValueError, "base_weight: expected the device of x, cpu, got meta"),
+    (
+        "base_weight",
+        torch.zeros(O, I).double(),
+        TypeError,
+        "base_weight: expected float32, the dtype of spline_weight",
+    ),
+    (
+        "base_weight",
+        torch.zeros(O, I, device="meta"),
+        ValueError,
+        "base_weight: expected cpu, the device of spline_weight, got meta",
+    ),
     ("spline_scaler", 1.0, TypeError, "spline_scaler: expected a torch.Tensor, got float"),
     ("spline_scaler", torch.zeros(I, O), ValueError, r"spline_scaler: expected shape \(O, I\) = \(2, 3\), got \(3, 2\)"),
-    ("spline_scaler", torch.zeros(O, I).double(), TypeError, "spline_scaler: expected the dtype of x, torch.float32"),
-    ("spline_scaler", torch.zeros(O, I, device="meta"), ValueError, "spline_scaler: expected the device of x, cpu, got meta"),
+    ("spline_scaler", torch.zeros(O, I).double(), TypeError, "spline_scaler: expected float32, the dtype of spline_weight"),
+    (
+        "spline_scaler",
+        torch.zeros(O, I, device="meta"),
+        ValueError,
+        "spline_scaler: expected cpu, the device of spline_weight, got meta",
+    ),
     (
         "base_activation",
         "relu",
@@ -113,7 +128,7 @@ TENSORS = [
         r"base_activation: expected one of \('silu', 'identity'\) or a callable, got 'relu'",
     ),
     ("base_activation", 3, TypeError, "base_activation: expected one of .*, a callable or None, got int"),
-    ("base_activation", None, ValueError, "base_weight: expected None without a base_activation"),
+    ("base_activation", None, ValueError, "base_weight: expected None, since base_activation is None, got a tensor"),
 ]
 
 
@@ -182,8 +197,34 @@ def test_module_input():
     layer = kk.KANLinear(3, 2)
     with pytest.raises(ValueError, match=r"x: expected 3 features .* got shape \(4, 5\)"):
         layer(torch.zeros(4, 5))
-    with pytest.raises(TypeError, match=r"spline_weight: expected the dtype of x, torch\.float64"):
-        layer(torch.zeros(4, 3, dtype=torch.float64))
+
+
+LAYER_DTYPES = [
+    (torch.float32, torch.float64, r"got float64; use layer\.double\(\) or x\.float\(\)$"),
+    (torch.float64, torch.float32, r"got float32; use layer\.float\(\) or x\.double\(\)$"),
+    (torch.bfloat16, torch.float16, r"got float16; use layer\.half\(\) or x\.bfloat16\(\)$"),
+]
+
+
+@pytest.mark.parametrize(("own", "given", "message"), LAYER_DTYPES, ids=str)
+@pytest.mark.parametrize("method", ["forward", "edge_norms"])
+def test_layer_input_dtype(method, own, given, message):
+    """A layer, alone or in a net, names its parameters' dtype and both ways out."""
+    layer, x = kk.KANLinear(3, 2, dtype=own), torch.zeros(4, 3, dtype=given)
+    expected = f"^x: expected {str(own).removeprefix('torch.')}, the dtype of the layer's parameters, " + message
+    with pytest.raises(TypeError, match=expected):
+        getattr(layer, method)(x)
+    with pytest.raises(TypeError, match=expected):
+        kk.KAN([3, 4, 2], dtype=own)(x)
+
+
+def test_layer_input_dtype_under_autocast():
+    """The dtypes that autocast casts may differ from the parameters'; float64 stays, as in `F.linear`."""
+    layer = kk.KANLinear(3, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.zeros(4, 3, dtype=torch.float16)).dtype is torch.bfloat16
+        with pytest.raises(TypeError, match="x: expected float32, the dtype of the layer's parameters, got float64"):
+            layer(torch.zeros(4, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import fallbacks
 from ..checks import check_number, check_rows
-from ..functional import base_activation_of, kan_linear
+from ..functional import base_activation_of, kan_linear, refused_dtype
 from ..grid import data_knots
 from ..layers import KANLinear
 from ..projection import transfer_matrix, transferred
@@ -42,6 +42,9 @@ class FusedKANLinear(Fused):
             weight, base_weight, grid = (getattr(self, name) for name in ("spline_weight", "base_weight", "grid"))
         if grid.requires_grad:
             return _with_trained_knots(self, x)
+        refusal = refused_dtype(x, weight)
+        if refusal is not None:
+            return refusal
         activation = self.inline_activation or base_activation_of(cast(Any, self).base_activation)
         return kan_linear(x, weight, grid, base_weight, spline_scaler=_scaler_of(self), base_activation=activation)
 

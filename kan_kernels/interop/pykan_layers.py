@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import fallbacks
-from ..checks import check_rows
-from ..functional import BaseActivation, base_activation_of
+from ..checks import check_rows, check_tensor
+from ..functional import BaseActivation, base_activation_of, refused_dtype
 from ..grid import data_knots, extended, refined_knots
 from ..projection import transfer_matrix, transferred
 from .edge_record import DenseRecord, EdgeRecord, KernelRecord, SymbolicEdges
@@ -40,6 +40,7 @@ class FusedKANLayer(Fused):
         The three cost the memory that they have in pykan, as long as they are kept.
         """
         layer = cast(Any, self)
+        check_tensor("x", x)
         if x.dim() != 2:
             raise ValueError(f"x: expected two dimensions (N, I), got shape {tuple(x.shape)}")
         if layer.grid.requires_grad:
@@ -117,6 +118,8 @@ def kernel_record(module: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEd
         weight, grid, activation = weight.clone(), grid.clone(), _kept(activation)
     if torch.promote_types(x.dtype, weight.dtype) is weight.dtype:
         x = x.to(weight.dtype)  # as in pykan's products
+    refusal = refused_dtype(x, weight)
+    x = x if refusal is None else refusal  # that raises when it is compiled
     mask = layer.mask
     base_weight = None if activation is None else (mask * layer.scale_base).t()
     scaler = (mask * layer.scale_sp).t()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import fallbacks
+from ..checks import check_tensor
 from ..regularization import bits_loss
 from . import pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
@@ -324,6 +325,7 @@ def _transformed_output(record: EdgeRecord, bias: Tensor, scale: Tensor) -> Tens
 
 def _chosen(x: Tensor, ids: Tensor) -> Tensor:
     """Columns `ids` of x (N, inputs), counted from the end where they are negative."""
+    check_tensor("x", x)
     if x.dim() != 2:
         raise ValueError(f"x: expected two dimensions (N, I), got shape {tuple(x.shape)}")
     ids = ids.to(x.device, torch.int64)
