@@ -2,10 +2,10 @@
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import check_layer_dtype, check_size
 from .functional import kan_form
@@ -15,6 +15,8 @@ from .sharding import check_whole
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
+
+    from .layers import KANLinear
 
 
 class Edge:
@@ -35,7 +37,10 @@ class Edge:
             x, layer.spline_weight, layer.spline_scaler, layer.grid, layer.base_weight, "silu")[:, o, i]
     """
 
-    def __init__(self, layer: Any, out: int, in_: int) -> None:
+    out_feature: int
+    in_feature: int
+
+    def __init__(self, layer: "KANLinear", out: int, in_: int) -> None:
         """See `KANLinear.edge`."""
         check_whole("edge", layer)
         self._layer = layer
@@ -133,19 +138,21 @@ class Edge:
     def _form(self, t: Tensor, base_weight: Tensor | None, derivative: int) -> Tensor:
         layer = self._layer
         grid = layer.grid[self.in_feature : self.in_feature + 1]
-        activation = layer.activation() if base_weight is not None else "silu"
-        return kan_form(t.reshape(-1, 1), *self._spline_parts(), grid, base_weight, activation, derivative).view(t.shape)
+        activation = layer.activation()
+        fused = activation if isinstance(activation, str) else "silu"  # base_weight is None for any other activation
+        return kan_form(t.reshape(-1, 1), *self._spline_parts(), grid, base_weight, fused, derivative).view(t.shape)
 
     def _activation(self, t: Tensor, derivative: int) -> Tensor:
         """The n-th derivative of b at t, of the shape of t."""
         activation = self._layer.activation()
         if isinstance(activation, str):
             return base_activation(t, activation, derivative)
+        module = cast(nn.Module, activation)  # a layer without one has no base_weight
 
         def value(t: Tensor) -> Tensor:
             # Among all features, as a layer evaluates it: `nn.PReLU(in_features)` has a slope for each.
             features = t.reshape(-1, 1).expand(-1, self._layer.in_features)
-            return activation(features)[:, self.in_feature].view(t.shape)
+            return module(features)[:, self.in_feature].view(t.shape)
 
         return _derivative(value, t, derivative)
 

@@ -1,6 +1,7 @@
 """`edge_norms`: how much every edge's function matters on a batch, without a tensor of every edge's values."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from .checks import check_choice, check_kan_linear, rows_of, shape_of
 from .functional import BaseActivation, computes_on_reference, refused
 from .reference import spline_order
 
-NORMS = ("l1", "std")
+Norm = Literal["l1", "std"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def edge_norms(
@@ -19,7 +21,7 @@ def edge_norms(
     spline_weight: Tensor,
     grid: Tensor,
     base_weight: Tensor | None = None,
-    ord: str = "l1",
+    ord: Norm = "l1",
     *,
     spline_scaler: Tensor | None = None,
     base_activation: BaseActivation = "silu",

@@ -1,7 +1,7 @@
 """`kan_linear`: the layer as a function."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from .autograd import spline_forward
 from .checks import check_kan_linear, check_layer_dtype, rows_of
 from .refusal import refuse
 
-BaseActivation = str | Callable[[Tensor], Tensor] | None
+BaseActivation = Literal["silu", "identity"] | Callable[[Tensor], Tensor] | None
 
 
 def kan_linear(

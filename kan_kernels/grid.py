@@ -1,9 +1,12 @@
 """Where knots are: equidistant, by the data's quantiles, or finer than before."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-QUANTILES = ("efficient-kan", "pykan")
+Quantiles = Literal["efficient-kan", "pykan"]
+QUANTILES: tuple[Quantiles, ...] = get_args(Quantiles)
 _MARGIN = {"efficient-kan": 0.01, "pykan": 0.0}
 _SORTED_AT_ONCE = 1 << 20  # values in memory
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,18 @@ from .checks import (
     shape_of,
 )
 from .edge import Edge
-from .edge_norms import edge_norms
+from .edge_norms import Norm, edge_norms
 from .functional import BaseActivation, base_activation_of, kan_linear, refused_dtype
-from .grid import QUANTILES, data_knots, refined_knots
+from .grid import QUANTILES, Quantiles, data_knots, refined_knots
 from .initial import draw
 from .legacy import converted_attributes, converted_state_dict
 from .projection import fitted, transfer_matrix, transferred
 from .reference import basis, scaled
-from .regularization import coefficient_loss, loss_arguments, norm_loss
+from .regularization import Metric, coefficient_loss, loss_arguments, norm_loss
 from .sharding import Whole, check_not_fully_sharded, check_whole, is_sharded, local, own_part, parts_as, whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 torch.fx.wrap("kan_linear")  # a leaf to torch.fx.symbolic_trace, as functions of torch are
 
@@ -66,9 +69,11 @@ class KANLinear(nn.Module):
         y = F.linear(F.silu(x), layer.base_weight) + F.linear(bases, weight.flatten(1))
     """
 
-    base_weight: nn.Parameter | None
+    in_features: int
+    out_features: int
+    grid_size: int
+    spline_order: int
     spline_weight: nn.Parameter
-    spline_scaler: nn.Parameter | None
     grid: Tensor
     edge_mask: Tensor | None
     sharding: Any = Whole()  # or the `parallel.LayerSharding` of one that a parallel style shards
@@ -86,7 +91,7 @@ class KANLinear(nn.Module):
         base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -132,6 +137,15 @@ class KANLinear(nn.Module):
         The knots are equidistant over `grid_range` again, which `to_empty` after building on the meta device needs.
         """
         draw(self)
+
+    if TYPE_CHECKING:
+        # base_weight and spline_scaler are None in a layer without them. `Any` lets type checkers accept code that does not
+        # check for None, as code for layers that have both need not.
+        base_activation: nn.Module | None
+        base_weight: nn.Parameter | Any
+        spline_scaler: nn.Parameter | Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)."""
@@ -258,7 +272,7 @@ class KANLinear(nn.Module):
         return ((rows >= low) & below).mean(0, dtype=torch.float32)
 
     @torch.no_grad()
-    def update_grid(self, x: Tensor, margin: float | None = None, quantiles: str = "efficient-kan") -> None:
+    def update_grid(self, x: Tensor, margin: float | None = None, quantiles: Quantiles = "efficient-kan") -> None:
         """Move the knots to where the data are; every spline stays the same function as nearly as its new knots allow.
 
         The splines agree best on x, by least squares, and off it as well as that leaves open (see `projection`).
@@ -304,7 +318,7 @@ class KANLinear(nn.Module):
             spline_weight.copy_(transferred(spline_weight, transfer_matrix(grid, knots, self.spline_order, rows)))
             grid.copy_(knots)
 
-    def refine(self, grid_size: int) -> "KANLinear":
+    def refine(self, grid_size: int) -> "Self":
         """The paper's grid extension: a new layer of grid_size intervals that computes the same function.
 
         The new inner knots divide the old range as the old ones do, the K knots on either side stay. Exact to rounding,
@@ -336,7 +350,7 @@ class KANLinear(nn.Module):
         self.grid = parts_as(finer, self.grid, 1, bases + self.spline_order + 1)
         self.spline_weight = nn.Parameter(parts_as(after, before, 2, bases), requires_grad=before.requires_grad)
 
-    def edge_norms(self, x: Tensor, ord: str = "l1") -> Tensor:
+    def edge_norms(self, x: Tensor, ord: Norm = "l1") -> Tensor:
         """(O, I): how much every edge does on x (..., I), as `kan_kernels.edge_norms`: "l1" or "std". Differentiable."""
         self._check_has_its_part("edge_norms")
         spline_scaler, base_weight = self.edge_factors()
@@ -368,7 +382,7 @@ class KANLinear(nn.Module):
         x: Tensor | float | None = None,
         regularize_activation: float = 1.0,
         regularize_entropy: float | None = None,
-        metric: str = "l1",
+        metric: Metric = "l1",
     ) -> Tensor:
         """A loss that makes edges few: a scalar; see `KAN.regularization_loss`, here of one layer and its own inputs x."""
         x, activation, entropy = loss_arguments(x, regularize_activation, regularize_entropy)
@@ -377,7 +391,7 @@ class KANLinear(nn.Module):
             return coefficient_loss(edges if self.edge_mask is None else edges * whole(self.edge_mask), activation, entropy)
         return norm_loss(self.metric_norms(x, metric), metric, activation, entropy)
 
-    def metric_norms(self, x: Tensor, metric: str) -> Tensor:
+    def metric_norms(self, x: Tensor, metric: Metric) -> Tensor:
         """(O, I): the edge norms that a metric of `KAN.regularization_loss` sums up; not "edge_backward", which is a net's."""
         check_choice("metric", metric, ("l1", "edge_forward_spline_n", "edge_forward_spline_u"))
         norms = self.edge_norms(x, "l1" if metric == "l1" else "std")

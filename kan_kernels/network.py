@@ -1,9 +1,9 @@
 """`KAN`: a stack of layers, efficient-kan's module, with what the KAN paper does to nets."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,25 @@ from . import pruning
 from .checks import check_choice, check_number, check_parameters, check_rows, check_size
 from .interop import efficient_kan, pykan_weights
 from .layers import KANLinear, activation_module, checked_range
-from .regularization import METRICS, loss_arguments, norm_loss
+from .regularization import METRICS, Metric, loss_arguments, norm_loss
 from .sharding import check_not_fully_sharded, check_whole
+
+if TYPE_CHECKING:
+    from kan import MultKAN
+    from typing_extensions import Self
+
+    class KANLayers(nn.ModuleList):
+        """What type checkers know of `KAN.layers`."""
+
+        @overload
+        def __getitem__(self, idx: slice) -> "KANLayers": ...
+
+        @overload
+        def __getitem__(self, idx: int) -> KANLinear: ...
+
+        def __getitem__(self, idx: int | slice) -> "KANLinear | KANLayers": ...
+
+        def __iter__(self) -> Iterator[KANLinear]: ...
 
 
 class KAN(nn.Module):
@@ -29,6 +46,9 @@ class KAN(nn.Module):
         TypeError, ValueError: naming the argument.
     """
 
+    grid_size: int
+    spline_order: int
+
     def __init__(
         self,
         layers_hidden: Sequence[int],
@@ -40,7 +60,7 @@ class KAN(nn.Module):
         base_activation: type[nn.Module] | nn.Module | None = nn.SiLU,
         grid_eps: float = 0.02,
         grid_range: Sequence[float] | Sequence[Sequence[float]] = (-1, 1),
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         enable_standalone_scale_spline: bool = True,
     ) -> None:
@@ -54,7 +74,7 @@ class KAN(nn.Module):
         ranges = _ranges_of_layers(grid_range, len(layers_hidden) - 1)
         self.grid_size = grid_size
         self.spline_order = spline_order
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             KANLinear(
                 in_features,
                 out_features,
@@ -72,6 +92,12 @@ class KAN(nn.Module):
             )
             for (in_features, out_features), range_of_layer in zip(pairwise(layers_hidden), ranges, strict=True)
         )
+        self.layers = cast("KANLayers", layers)
+
+    if TYPE_CHECKING:
+        layers: KANLayers
+
+        def __call__(self, x: Tensor, update_grid: bool = False) -> Tensor: ...
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         """x (..., layers_hidden[0]) -> (..., layers_hidden[-1]); update_grid: every layer's `KANLinear.update_grid` first."""
@@ -97,7 +123,7 @@ class KAN(nn.Module):
             x = layer(x)
         return shares
 
-    def refine(self, grid_size: int) -> "KAN":
+    def refine(self, grid_size: int) -> "Self":
         """A new net of finer grids that computes the same function: every layer's `KANLinear.refine`."""
         check_not_fully_sharded("refine", self)
         for layer in self.kan_layers():
@@ -113,7 +139,7 @@ class KAN(nn.Module):
         x: Tensor | float | None = None,
         regularize_activation: float = 1.0,
         regularize_entropy: float | None = None,
-        metric: str = "l1",
+        metric: Metric = "l1",
     ) -> Tensor:
         """A loss that makes edges few: a scalar, the layers' summed. Differentiable, in the memory of the layers' outputs.
 
@@ -156,7 +182,7 @@ class KAN(nn.Module):
         """
         return pruning.attribute(self.kan_layers(), check_rows(x, self.kan_layers()[0].in_features, 2))
 
-    def prune(self, x: Tensor, node_th: float = 1e-2, edge_th: float = 3e-2) -> tuple["KAN", pruning.Cut]:
+    def prune(self, x: Tensor, node_th: float = 1e-2, edge_th: float = 3e-2) -> tuple["Self", pruning.Cut]:
         """A smaller new net without the hidden nodes and edges that score no more than the thresholds, and what was cut.
 
         As pykan's `prune`: nodes first, then the edges of the net that is left, by `attribute` on x (..., I). Edges are
@@ -178,7 +204,7 @@ class KAN(nn.Module):
     @classmethod
     def from_efficient_kan(
         cls, source: Mapping[str, Tensor] | nn.Module, base_activation: type[nn.Module] | nn.Module | None = nn.SiLU
-    ) -> "KAN":
+    ) -> "Self":
         """efficient-kan's `KAN`, or its `state_dict`, as a net of ours: the same function, parameters copied.
 
         base_activation: where source is a state_dict, which does not tell it.
@@ -192,7 +218,7 @@ class KAN(nn.Module):
     @classmethod
     def from_pykan(
         cls, source: Mapping[str, Tensor] | nn.Module, base_activation: type[nn.Module] | nn.Module | None = nn.SiLU
-    ) -> "KAN":
+    ) -> "Self":
         """pykan 0.2.8's `MultKAN`, or its `state_dict`, as a net of ours: the same function, parameters copied.
 
         Masks and frozen parameters are carried. `scale_base` under the base function "zero", where it has no effect, is not.
@@ -207,7 +233,7 @@ class KAN(nn.Module):
         """
         return cls._of(pykan_weights.kan_layers(source, activation_module(base_activation)))
 
-    def to_pykan(self) -> nn.Module:
+    def to_pykan(self) -> "MultKAN":
         """pykan's `MultKAN` with this net's weights, copied, for its plots, pruning and formulas. `from_pykan` undoes it.
 
         Without `auto_save`; the global random states, which pykan seeds, are as before.
@@ -219,11 +245,11 @@ class KAN(nn.Module):
         return pykan_weights.multkan(list(self.layers))
 
     @classmethod
-    def _of(cls, layers: Sequence[KANLinear]) -> "KAN":
+    def _of(cls, layers: Sequence[KANLinear]) -> "Self":
         net = cls.__new__(cls)
         nn.Module.__init__(net)
         net.grid_size, net.spline_order = layers[0].grid_size, layers[0].spline_order
-        net.layers = nn.ModuleList(layers)
+        net.layers = cast("KANLayers", nn.ModuleList(layers))
         return net
 
     def kan_layers(self) -> list[KANLinear]:

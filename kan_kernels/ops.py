@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from . import fallbacks, reference, reference_norms, reference_std
 from .checks import check_choice
 from .layout import features_first, laid_out, new_gradient
 
-BACKENDS = ("auto", "cpp", "triton", "reference")
+Backend = Literal["auto", "cpp", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 MAX_DERIVATIVE = 30  # the C++ kernels' tables end there
 
@@ -236,7 +237,7 @@ if "KAN_KERNELS_ISA" in os.environ:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Compute with one backend inside a `with` block, in the whole process.
 
     name: "auto" (the fastest for each tensor's device), "cpp", "triton" or "reference" (plain torch, differentiated by

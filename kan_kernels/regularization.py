@@ -1,11 +1,14 @@
 """What makes edges few: sums and entropies of their norms."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from .checks import check_number
 
-METRICS = ("l1", "edge_forward_spline_n", "edge_forward_spline_u", "edge_backward")
+Metric = Literal["l1", "edge_forward_spline_n", "edge_forward_spline_u", "edge_backward"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def loss_arguments(
@@ -21,7 +24,7 @@ def loss_arguments(
     check_number("regularize_entropy", factors[1])
     if x is not None and not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, a number or None, got {type(x).__name__}")
-    return x, *factors
+    return x, factors[0], factors[1]
 
 
 def coefficient_loss(norms: Tensor, activation: float, entropy: float) -> Tensor:
@@ -41,6 +44,6 @@ def bits_loss(norms: Tensor, activation: float, entropy: float) -> Tensor:
     return loss
 
 
-def norm_loss(norms: Tensor, metric: str, activation: float, entropy: float) -> Tensor:
+def norm_loss(norms: Tensor, metric: Metric, activation: float, entropy: float) -> Tensor:
     """The loss of one of `METRICS`: the paper's for "l1", pykan's for its own."""
     return (coefficient_loss if metric == "l1" else bits_loss)(norms, activation, entropy)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from ..layers import KANLinear
 from . import efficient_kan, pykan_layers, pykan_networks
 from .fused import Fused, Verdict, exchange_classes, held_tensors, unfuse
 from .probe import Kind, one_line
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _ANOTHER_FAMILY = {
     "RadialBasisFunction": "fast-kan's radial basis functions are another family of functions than B-splines",
@@ -34,7 +37,7 @@ _PEERS = (
 )
 
 
-def accelerate(model: nn.Module, verbose: bool = False) -> nn.Module:
+def accelerate(model: Model, verbose: bool = False) -> Model:
     """Let every layer of efficient-kan's and pykan 0.2.8's in a module, itself included, run on the kernels.
 
     These are efficient-kan's `KANLinear`, also one that is copied into another file, without its `update_grid` or its
@@ -84,7 +87,7 @@ def accelerate(model: nn.Module, verbose: bool = False) -> nn.Module:
     return model
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> Model:
     """Undo `accelerate`: every module in `model` has its own class again. Returns model.
 
     Raises:

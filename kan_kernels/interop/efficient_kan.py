@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class FusedKANLinear(Fused):
     """efficient-kan's `KANLinear` on the kernels: `base_weight (O, I)`, `spline_weight (O, I, G+K)`, `grid (I, G+2K+1)`."""
 
     replaced: ClassVar[tuple[str, ...]] = ("forward", "update_grid")
-    inline_activation: ClassVar[str | None] = None  # of a forward that has it in its text; else the layer holds it
+    # Of a forward that has its activation in its text; None if the layer holds it as a module.
+    inline_activation: ClassVar[Literal["silu", "identity"] | None] = None
     _parameters: dict[str, Tensor]
     _buffers: dict[str, Tensor]
 

@@ -129,7 +129,7 @@ def _module_of(base_fun: Any) -> nn.Module | None:
     raise ValueError(f"source: its base_fun {base_fun!r} is a plain function, which a KAN cannot hold: an nn.Module it can")
 
 
-def multkan(layers: Sequence[nn.Module]) -> nn.Module:
+def multkan(layers: Sequence[nn.Module]) -> Any:
     """pykan's `MultKAN` with the weights of these layers; see `KAN.to_pykan`."""
     try:
         import kan
