@@ -1,23 +1,71 @@
-"""The C++ extension; everything else about the package is in pyproject.toml.
+"""The licence, the C++ extension, and a check of what compiles it; everything else about the package is in pyproject.toml.
 
-KAN_KERNELS_NO_CPP=1 leaves it out: the library then works on its reference, and `kan_kernels.info()` says so.
+KAN_KERNELS_NO_CPP=1 leaves the extension out: the library then works on its reference, and `kan_kernels.info()` says so.
 KAN_KERNELS_SANITIZE=1 builds it under AddressSanitizer (`make test-asan`).
 """
 
 import os
+import re
+import shlex
+import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ABI = "cp310"  # CPython's limited API of 3.10
 TORCH_TARGET = "0x020a000000000000"  # libtorch's stable ABI of torch 2.10
 
+COMPILING_COMMANDS = ("bdist", "build", "develop", "editable", "install")  # beginnings of their names
+OLDEST = {"g++": 11, "clang": 14}
+HOW_TO_GO_ON = """\
+Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), or set CXX.
+To go on without it, in plain PyTorch and slower: KAN_KERNELS_NO_CPP=1 pip install --no-build-isolation ."""
+
+
+def license_field() -> dict:
+    """The SPDX expression, under the keyword that this setuptools has for it."""
+    return {"license_expression" if int(setuptools.__version__.partition(".")[0]) >= 77 else "license": "MIT"}
+
+
+def compiler_version(command: str) -> tuple[str, int] | None:
+    """The family and the major version of a C++ compiler by its predefined macros; None where there is no such compiler."""
+    try:
+        asked = [*shlex.split(command), "-dM", "-E", "-x", "c++", "-"]
+        macros = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    for family, macro in (("clang", "__clang_major__"), ("g++", "__GNUC__")):  # clang defines both
+        if found := re.search(rf"#define {macro} (\d+)", macros):
+            return family, int(found[1])
+    return None
+
+
+def choose_compiler() -> str:
+    """CXX if it is set, as BuildExtension does, else the first of the usual names that is new enough."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = {command: version for command in candidates if (version := compiler_version(command)) is not None}
+    for command, (family, major) in found.items():
+        if major >= OLDEST[family]:
+            return command
+    wanted = "kan_kernels needs a C++ compiler, g++ >= 11 or clang >= 14"
+    if found:
+        raise SystemExit(f"{wanted}: found {', '.join(f'{c} ({f} {v})' for c, (f, v) in found.items())}.\n{HOW_TO_GO_ON}")
+    raise SystemExit(f"{wanted}: found no {', '.join(candidates)}.\n{HOW_TO_GO_ON}")
+
 
 def extension() -> dict:
-    if os.environ.get("KAN_KERNELS_NO_CPP", "0") == "1":
+    compiles = any(argument.startswith(COMPILING_COMMANDS) for argument in sys.argv[1:])
+    if os.environ.get("KAN_KERNELS_NO_CPP", "0") == "1" or not compiles:
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    os.environ["CXX"] = choose_compiler()  # for the link too, which would take what Python was built with
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise SystemExit("kan_kernels is compiled for the PyTorch that is installed, but torch is not.") from None
 
     compile_args = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     compile_args += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
@@ -45,4 +93,4 @@ def extension() -> dict:
     }
 
 
-setup(**extension())
+setuptools.setup(**license_field(), **extension())

@@ -78,6 +78,56 @@ def test_the_source_distribution_builds_by_itself(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         held = {name.partition("/")[2] for name in files.getnames()}
+        (metadata,) = (name for name in files.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO"))
+        lines = files.extractfile(metadata).read().decode().splitlines()
+    assert "License-File: LICENSE" in lines
+    assert {"License-Expression: MIT", "License: MIT"} & set(lines)  # as setuptools writes it from 77 on, and before
     wanted = {file.relative_to(ROOT).as_posix() for folder in ("csrc", "tests") for file in (ROOT / folder).rglob("*.*")}
     wanted = {name for name in wanted if "__pycache__" not in name}
     assert wanted | {"kan_kernels/schemas.txt", "kan_kernels/py.typed", "setup.py", "pyproject.toml", "LICENSE"} <= held
+
+
+def set_up(*commands, path, **environment):
+    """setup.py with these commands, where only what lies in `path` can be run."""
+    asked = {"PATH": str(path), "KAN_KERNELS_NO_CPP": "0", **environment}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "KAN_KERNELS_SANITIZE")}
+    return subprocess.run([sys.executable, "setup.py", *commands], cwd=ROOT, env=kept | asked, capture_output=True, text=True)
+
+
+def compiler(folder, name, **macros):
+    """A program in `folder` that answers as a compiler with these predefined macros does."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '#define {macro} {value}'\n" for macro, value in macros.items()))
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("command", ["build_ext", "bdist_wheel", "editable_wheel", "install"])
+def test_a_missing_compiler_is_named_first(tmp_path, command):
+    done = set_up(command, path=tmp_path)
+    assert done.returncode == 1
+    missing, install, go_on = done.stderr.splitlines()
+    assert missing == "kan_kernels needs a C++ compiler, g++ >= 11 or clang >= 14: found no c++, g++, clang++."
+    assert "apt-get install g++" in install
+    assert "KAN_KERNELS_NO_CPP=1 pip install --no-build-isolation ." in go_on
+
+
+def test_a_compiler_that_is_too_old_is_named(tmp_path):
+    compiler(tmp_path, "c++", __GNUC__=10)
+    compiler(tmp_path, "clang++", __GNUC__=4, __clang_major__=13)
+    assert "found c++ (g++ 10), clang++ (clang 13).\n" in set_up("build_ext", path=tmp_path).stderr
+    assert "found clang++ (clang 13).\n" in set_up("build_ext", path=tmp_path, CXX="clang++").stderr
+    assert "found no g++-11.\n" in set_up("build_ext", path=tmp_path, CXX="g++-11").stderr
+
+
+def test_any_compiler_that_is_new_enough_is_taken(tmp_path):
+    """Past the check comes the help of the command, which compiles nothing."""
+    compiler(tmp_path, "c++", __GNUC__=10)
+    compiler(tmp_path, "clang++", __GNUC__=4, __clang_major__=14)
+    assert set_up("build_ext", "--help", path=tmp_path).returncode == 0
+    assert set_up("build_ext", "--help", path=tmp_path, CXX="clang++ -Wall").returncode == 0
+
+
+def test_no_compiler_is_needed_without_the_extension_or_for_metadata(tmp_path):
+    assert set_up("build_ext", "--help", path=tmp_path, KAN_KERNELS_NO_CPP="1").returncode == 0
+    assert set_up("--version", path=tmp_path).stdout == kk.__version__ + "\n"
