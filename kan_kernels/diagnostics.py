@@ -21,6 +21,7 @@ class Info:
     processor: str
     instruction_set: str | None
     available_instruction_sets: tuple[str, ...]
+    unavailable_instruction_sets: dict[str, str]  # name -> why
     fused_activations: tuple[str, ...]
     fallbacks: dict[str, str]
 
@@ -34,6 +35,7 @@ class Info:
         lines.append(f"{'processor':<16}{self.processor}")
         if self.instruction_set is not None:
             lines.append(f"{'C++ kernels':<16}{self.instruction_set} (of {', '.join(self.available_instruction_sets)})")
+            lines += [f"{'  not ' + name:<16}{reason}" for name, reason in self.unavailable_instruction_sets.items()]
         lines.append(f"{'fused b':<16}{', '.join(self.fused_activations)}, none; any other runs in plain torch")
         for what, reason in self.fallbacks.items():
             lines.append(f"{'fell back':<16}{what}: {reason}")
@@ -54,6 +56,7 @@ def info() -> Info:
         processor=processor(),
         instruction_set=ops.instruction_set(),
         available_instruction_sets=ops.available_instruction_sets(),
+        unavailable_instruction_sets=ops.unavailable_instruction_sets(),
         fused_activations=FUSED_ACTIVATIONS,
         fallbacks=fallbacks.noted(),
     )

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ def _load_cpp() -> tuple[ctypes.CDLL | None, str]:
         return None, "not loaded, since TRITON_INTERPRET=1 leaves the CPU to Triton's interpreter"
     found = sorted(Path(__file__).parent.glob("_C*.so"))
     if not found:
-        return None, "not built (installed with KAN_KERNELS_NO_CPP=1)"
+        return None, "not built: installed with KAN_KERNELS_NO_CPP=1, or not installed but imported from its source"
     try:
         torch.ops.load_library(str(found[0]))
         return ctypes.CDLL(str(found[0])), ""
@@ -203,7 +204,7 @@ def select_instruction_set(name: str) -> None:
     check_choice("instruction set", name, INSTRUCTION_SETS)
     level = INSTRUCTION_SETS.index(name)
     if _cpp is None or _cpp.kan_kernels_select_instruction_set(level) != level:
-        raise ValueError(f"instruction set: {name!r} is not available here, in use is {instruction_set()!r}")
+        raise ValueError(f"instruction set: {name!r} is not available: {_why_unavailable(name)}")
 
 
 def available_instruction_sets() -> tuple[str, ...]:
@@ -214,6 +215,21 @@ def available_instruction_sets() -> tuple[str, ...]:
     levels = [level for level in range(len(INSTRUCTION_SETS)) if _cpp.kan_kernels_select_instruction_set(level) == level]
     select_instruction_set(in_use)
     return tuple(INSTRUCTION_SETS[level] for level in levels)
+
+
+def unavailable_instruction_sets() -> dict[str, str]:
+    """Those that `select_instruction_set` refuses here, and why."""
+    available = available_instruction_sets()
+    return {name: _why_unavailable(name) for name in INSTRUCTION_SETS if name not in available}
+
+
+def _why_unavailable(instruction_set: str) -> str:
+    if _cpp is None:
+        return f"no C++ extension: {cpp_missing}"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"compiled for x86-64 only, and this library is for {platform.machine()}"
+    needs = {"avx2": "AVX2, FMA, F16C, BMI1 and BMI2", "avx512": "AVX-512 F, BW, DQ and VL, and FMA"}
+    return f"not supported by this processor; needs {needs[instruction_set]}"
 
 
 def unavailable(backend: str) -> str:

@@ -60,6 +60,25 @@ def test_info():
     assert info.serves["cpu"] == "cpp"
     assert "triton" in info.unavailable
     assert info.instruction_set in info.available_instruction_sets
+    assert {*info.available_instruction_sets, *info.unavailable_instruction_sets} == set(ops.INSTRUCTION_SETS)
+
+
+def test_info_says_why_there_is_no_faster_instruction_set(monkeypatch):
+    class OldProcessor:
+        """Answers as the library does where `best_instruction_set` is the first."""
+
+        def kan_kernels_select_instruction_set(self, level):
+            return 0
+
+    monkeypatch.setattr(ops, "_cpp", OldProcessor())
+    monkeypatch.setattr(ops.platform, "machine", lambda: "x86_64")
+    info = kk.info()
+    assert info.available_instruction_sets == ("baseline",)
+    assert "  not avx2      not supported by this processor; needs AVX2, FMA, F16C, BMI1 and BMI2\n" in str(info)
+    monkeypatch.setattr(ops.platform, "machine", lambda: "aarch64")
+    assert "  not avx512    compiled for x86-64 only, and this library is for aarch64\n" in str(kk.info())
+    with pytest.raises(ValueError, match="'avx2' is not available: compiled for x86-64 only, and this library is for aarch64"):
+        ops.select_instruction_set("avx2")
 
 
 def test_a_plain_activation_is_visible(caplog):
@@ -87,6 +106,7 @@ net = kk.KAN([3, 5, 2], dtype=torch.float64)
 x = torch.rand(7, 3, dtype=torch.float64, requires_grad=True)
 assert torch.autograd.gradgradcheck(net, (x,))
 print(kk.info())
+assert "KAN_KERNELS_NO_CPP" in kk.info().unavailable_instruction_sets["baseline"]
 """
     done = run_python(code, tmp_path)
     assert "not cpp" in done.stdout, done.stderr
