@@ -8,23 +8,35 @@ ARGS ?=
 SOURCES := $(wildcard csrc/*) kan_kernels/schemas.txt setup.py pyproject.toml
 EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
-INTERPRET := OMP_NUM_THREADS=1 TRITON_INTERPRET=1
+EXTENT ?= usual
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-gpu-code test-asan lint docs bench gpu clean
+.PHONY: demo check test test-all test-gpu-code test-asan lint docs bench gpu clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(EXTENSION) test-gpu-code
-	$(BIN)/python -m pytest tests $(ARGS)
+# A minute for the inner loop: the best instruction set, some cases, bad input, layers, the house.
+check: $(EXTENSION)
+	$(PARALLEL) --extent check tests/test_operators.py tests/test_bad_input.py tests/test_layers.py tests/test_reference.py \
+	  tests/test_house.py tests/test_golden.py $(ARGS)
 
-# The kernels for GPUs without one: computed by Triton's interpreter, and compiled for every architecture; the same with
-# the oldest Triton that is supported, of the interpreter's a part.
+test: $(EXTENSION) $(TRITON_36)/installed
+	$(PARALLEL) tests $(ARGS)
+	$(MAKE) test-gpu-code
+
+# Every case with every instruction set, dtype and order, and every kernel for GPUs compiled for every target.
+test-all: $(EXTENSION) $(TRITON_36)/installed
+	$(PARALLEL) tests --extent full $(ARGS)
+	$(MAKE) test-gpu-code EXTENT=full
+
+# The kernels for GPUs without one: computed by Triton's interpreter, and compiled; a part of both with the oldest Triton that
+# is supported.
 test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
-	$(INTERPRET) $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 2
-	$(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
-	$(INTERPRET) PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 2 -k "gradients or nan or wide"
-	PYTHONPATH=$(TRITON_36) $(BIN)/python -m pytest tests/gpu/test_compiled.py -n 2
+	TRITON_INTERPRET=1 $(PARALLEL) --extent $(EXTENT) tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py
+	$(PARALLEL) --extent $(EXTENT) tests/gpu/test_compiled.py
+	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_36) $(PARALLEL) tests/gpu/test_kernels.py -k "gradients or nan or wide"
+	PYTHONPATH=$(TRITON_36) $(PARALLEL) tests/gpu/test_compiled.py -k sm_90
 
 # On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
 gpu:
