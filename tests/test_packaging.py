@@ -63,7 +63,7 @@ def test_importing_it_imports_nothing_heavy():
 
 
 def test_the_source_distribution_builds_by_itself(tmp_path):
-    """It holds everything that the extension and the tests are made of."""
+    """It holds everything that the extension, the tests and the Makefile's other targets are made of."""
     run(
         sys.executable,
         "-m",
@@ -82,9 +82,12 @@ def test_the_source_distribution_builds_by_itself(tmp_path):
         lines = files.extractfile(metadata).read().decode().splitlines()
     assert "License-File: LICENSE" in lines
     assert {"License-Expression: MIT", "License: MIT"} & set(lines)  # as setuptools writes it from 77 on, and before
-    wanted = {file.relative_to(ROOT).as_posix() for folder in ("csrc", "tests") for file in (ROOT / folder).rglob("*.*")}
+    folders = ("csrc", "tests", "bench", "docs", "examples")
+    wanted = {file.relative_to(ROOT).as_posix() for folder in folders for file in (ROOT / folder).rglob("*.*")}
     wanted = {name for name in wanted if "__pycache__" not in name}
-    assert wanted | {"kan_kernels/schemas.txt", "kan_kernels/py.typed", "setup.py", "pyproject.toml", "LICENSE"} <= held
+    named = {word for word in re.findall(r"[\w./-]+", (ROOT / "Makefile").read_text()) if (ROOT / word).is_file()}
+    assert "examples/digits.py" in named
+    assert wanted | named | {"kan_kernels/schemas.txt", "kan_kernels/py.typed", "setup.py", "Makefile", "LICENSE"} <= held
 
 
 def set_up(*commands, path, **environment):
