@@ -26,12 +26,11 @@ class Setting:
     refit: int  # the knots follow the data every so many steps of the first half
     node_th: float
     edge_th: float
-    beta: float  # of `plot`: an edge of score 1 / beta is drawn in grey
 
 
-NARROW = Setting(hidden=5, N=2000, steps=1500, refit=50, node_th=1e-2, edge_th=3e-2, beta=3.0)
+NARROW = Setting(hidden=5, N=2000, steps=1500, refit=50, node_th=1e-2, edge_th=3e-2)
 # 64 nodes have smaller shares of the output, and after 80 steps they still share it.
-WIDE = Setting(hidden=64, N=65536, steps=80, refit=10, node_th=3e-3, edge_th=3e-3, beta=20.0)
+WIDE = Setting(hidden=64, N=65536, steps=80, refit=10, node_th=3e-3, edge_th=3e-3)
 FACTOR = 0.1  # of the regularisation; it is the paper's sum of the edges' mean |phi|, plus the entropy of their shares
 
 
@@ -95,7 +94,8 @@ def sparsify(setting: Setting, path: str | None) -> None:
         peak = (memory_kilobytes("VmHWM") or memory) - memory
         print(f"peak memory over the start: {peak / 1024:.0f} MB")
     if path:
-        kk.plot(pruned, x, setting.beta, least=0.3).savefig(path, dpi=120)
+        title = f"KAN [8, {setting.hidden}, 1] on exp(sin(π x₀) + x₁²), pruned"
+        kk.plot(pruned, x, title=title).savefig(path, dpi=200)
         print(f"Drawn to {path}")
 
 

@@ -1,36 +1,62 @@
 """`plot`: a net as the KAN paper draws it, every edge its function's curve."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_number, check_rows
-from .edge import Edge
 from .network import KAN
+from .plot_drawing import Content, draw
+from .plot_layout import ShownEdge
 from .sharding import check_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _POINTS = 65  # of a curve
-_LAYER = 2.6  # a layer's height, in inches
-_BOX = 1.3  # a curve's largest width; its height is 0.7 of its width
-_WIDEST = 40.0  # of a figure
+_SIZES = (1.0, 100.0)  # inches
 
 
 @torch.no_grad()
-def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure":
-    """Draw a net: nodes as dots, every edge as a small curve of its function over the range of its inputs.
+def plot(
+    net: KAN,
+    x: Tensor,
+    beta: float = 3.0,
+    least: float = 0.02,
+    *,
+    size: float | tuple[float, float] | None = None,
+    in_names: Sequence[str] | None = None,
+    out_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Draw a net: its nodes in rows, inputs at the bottom, and every edge as a small curve of its function.
+
+    A curve is drawn over the range of its inputs on x and has a scale of its own. What matters less is fainter: an edge of
+    score s (`KAN.attribute`) has opacity tanh(beta s / s_max), where s_max is the largest score of its layer, and so has a
+    node in its row. (pykan's is tanh(beta s), which leaves little to see of wide layers, whose scores are all small.) Edges of
+    less opacity than `least`, pruned ones among them, are left out, and so are nodes without an edge that leads on to an
+    output.
+
+    Where a layer's boxes would be too narrow side by side, each output node has a frame with its boxes in rows, labelled with
+    their inputs. Where there is no room for all, the strongest nodes have frames with their strongest edges, labelled
+    "input→output" by index. The other edges are lines, and the foot of the picture says how many have a curve.
 
     Args:
-        net: the `KAN`.
+        net: the `KAN`; `KAN.from_pykan` and `KAN.from_efficient_kan` make one of theirs.
         x: (..., layers_hidden[0]), finite, at least two rows: the data that give ranges and scores.
-        beta: > 0; an edge of score s (`KAN.attribute`) has opacity tanh(beta s), as in pykan.
-        least: edges of less opacity than this are left out, so that wide nets can be drawn.
+        beta: >= 0; more shows weak edges and nodes more clearly.
+        least: in [0, 1], the opacity that an edge must exceed.
+        size: in inches, from 1 to 100: (width, height), or the width alone, with a height that suits the net. By default as
+            wide as the net needs, and at most 7, a journal's double column.
+        in_names, out_names: layers_hidden[0] and layers_hidden[-1] strings, by default x and y with their indices. Names that
+            are too long for their places stand upright; if even these have no room, only every so many are written.
+        title: a line above the net, broken where it is longer than the picture is wide.
 
     Returns:
-        A matplotlib Figure: `plot(net, x).savefig("net.png")`.
+        A matplotlib Figure: `plot(net, x).savefig("net.pdf")`. Its artists have ids, `get_gid()`, which an SVG file keeps:
+        "curve-l-o-i" and "box-l-o-i" of layer l, output o and input i, and "node-l-k", where l = 0 is the row of inputs.
 
     Raises:
         ImportError: matplotlib is not installed (`pip install kan_kernels[plot]`).
@@ -42,48 +68,72 @@ def plot(net: KAN, x: Tensor, beta: float = 3.0, least: float = 0.02) -> "Figure
     layers = net.kan_layers()
     rows = check_rows(x, layers[0].in_features, 2)
     check_number("beta", beta, 0.0)
-    check_number("least", least, 0.0)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install kan_kernels[plot]") from error
+    check_number("least", least, 0.0, 1.0)
+    width, height = _checked_size(size)
+    names = [
+        _checked_names("in_names", in_names, layers[0].in_features, "x"),
+        *([str(k) for k in range(layer.out_features)] for layer in layers[:-1]),
+        _checked_names("out_names", out_names, layers[-1].out_features, "y"),
+    ]
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title: expected a string or None, got {type(title).__name__}")
 
-    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
-    opacity = [(beta * scores).tanh() for scores in net.attribute(rows).edges]
-    shown = [(of_edges > least).nonzero().tolist() for of_edges in opacity]
-    width = min(max(4.0, 0.6 * max(widths), *(_BOX * len(edges) for edges in shown)), _WIDEST)
-    figure = Figure(figsize=(width, _LAYER * len(layers) + 0.6))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(-0.12, len(layers) + 0.12)
-    for level, layer in enumerate(layers):
-        wide = min(0.8 / max(1, len(shown[level])), _BOX / width)
-        high = 0.7 * wide * width / _LAYER
-        for place, (o, i) in enumerate(shown[level]):
-            alpha = float(opacity[level][o, i])
-            middle = ((place + 0.5) / len(shown[level]), level + 0.5)
-            ends = (_across(i, widths[level]), level), (_across(o, widths[level + 1]), level + 1)
-            for (across, up), towards in zip(ends, (-0.5, 0.5), strict=True):
-                edge_of_box = middle[1] + high * towards
-                axes.plot([across, middle[0]], [up, edge_of_box], color="black", alpha=alpha, linewidth=1, zorder=1)
-            points, values = _curve(layer.edge(o, i), rows[:, i])
-            inset = axes.inset_axes((middle[0] - wide / 2, middle[1] - high / 2, wide, high), transform=axes.transData)
-            inset.plot(points, values, color="black", alpha=alpha, linewidth=1.5)
-            inset.set(xticks=[], yticks=[])
-            for spine in inset.spines.values():
-                spine.set_alpha(alpha)
-        rows = layer(rows)
-    for level, nodes in enumerate(widths):
-        axes.scatter([_across(k, nodes) for k in range(nodes)], [level] * nodes, color="black", s=25, zorder=2)
-    return figure
+    scores = net.attribute(rows)
+    edges = _shown([_opacity(of_layer, beta) for of_layer in scores.edges], least)
+    alive = [{edge.in_ for edge in of_layer} for of_layer in edges] + [set(range(layers[-1].out_features))]
+    opacities = [_opacity(of_row, beta).tolist() for of_row in scores.nodes]
+    nodes = [{k: of_row[k] for k in sorted(left)} for left, of_row in zip(alive, opacities, strict=True)]
+    inputs = [rows]
+    for layer in layers[:-1]:
+        inputs.append(layer(inputs[-1]))
+
+    def curve(level: int, edge: ShownEdge) -> tuple[list[float], list[float]]:
+        of_input = inputs[level][:, edge.in_]
+        low, high = float(of_input.min()), float(of_input.max())
+        points = torch.linspace(low, high, _POINTS, dtype=x.dtype, device=x.device)
+        return points.tolist(), layers[level].edge(edge.out, edge.in_)(points).tolist()
+
+    return draw(Content(nodes, edges, names, title), curve, width, height)
 
 
-def _across(k: int, width: int) -> float:
-    return (k + 0.5) / width
+def _opacity(scores: Tensor, beta: float) -> Tensor:
+    scores = scores.double()
+    return (beta * scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).tanh()
 
 
-def _curve(edge: Edge, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The edge's function over the range of x (N,)."""
-    points = torch.linspace(float(x.min()), float(x.max()), _POINTS, dtype=x.dtype, device=x.device)
-    return points.cpu(), edge(points).cpu()
+def _shown(opacities: Sequence[Tensor], least: float) -> list[list[ShownEdge]]:
+    """The edges of every layer that are strong enough, without those that lead to no output."""
+    layers: list[list[ShownEdge]] = []
+    for opacity in reversed(opacities):
+        edges = [ShownEdge(o, i, float(opacity[o, i])) for o, i in (opacity > least).nonzero().tolist()]
+        if layers:
+            leads_on = {edge.in_ for edge in layers[0]}
+            edges = [edge for edge in edges if edge.out in leads_on]
+        layers.insert(0, edges)
+    return layers
+
+
+def _checked_size(size: Any) -> tuple[float | None, float | None]:
+    if size is None:
+        return None, None
+    if not isinstance(size, tuple | list):
+        check_number("size", size, *_SIZES)
+        return float(size), None
+    if len(size) != 2:
+        raise ValueError(f"size: expected a width, or a width and a height, got {len(size)} numbers")
+    for position, length in enumerate(size):
+        check_number(f"size[{position}]", length, *_SIZES)
+    return float(size[0]), float(size[1])
+
+
+def _checked_names(argument: str, names: Any, count: int, letter: str) -> list[str]:
+    if names is None:
+        return [f"${letter}_{{{k}}}$" for k in range(count)]
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"{argument}: expected a sequence of strings, got {type(names).__name__}")
+    if len(names) != count:
+        raise ValueError(f"{argument}: expected {count} names, got {len(names)}")
+    for position, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}[{position}]: expected a string, got {type(name).__name__}")
+    return list(names)

@@ -39,6 +39,8 @@ FLOORS = {
     "parallel": 8,
     "pruning": 8,
     "network": 9,
+    "plot_layout": 0,
+    "plot_drawing": 1,
     "plotting": 10,
     "__init__": 11,
     "__main__": 12,

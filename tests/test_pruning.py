@@ -1,4 +1,4 @@
-"""Attribution, pruning, masks that last, regularisation on data, and the picture of a net."""
+"""Attribution, pruning, masks that last, and regularisation on data."""
 
 import pytest
 import torch
@@ -109,18 +109,6 @@ def test_bad_input():
         (lambda: net.prune(x, node_th=-1.0), ValueError, "node_th: expected a finite number in"),
         (lambda: net.prune(x, edge_th="0"), TypeError, "edge_th: expected a number, got str"),
         (lambda: net.prune(x, node_th=1e9), ValueError, "node_th: expected one that leaves nodes in hidden layer 1"),
-        (lambda: kk.plot(net.layers[0], x), TypeError, "net: expected a KAN, got KANLinear"),
-        (lambda: kk.plot(net, x[0, :0]), ValueError, "x: expected 4 features"),
     ]:
         with pytest.raises(error, match=message):
             call()
-
-
-def test_plot_draws_the_edges_that_matter(tmp_path):
-    net, x = dead_ends()
-    figure = kk.plot(net, x)
-    curves = [axes for axes in figure.axes[0].child_axes if axes.lines]
-    opacity = [(3 * scores).tanh() for scores in net.attribute(x).edges]
-    assert len(curves) == sum(int((alpha > 0.02).sum()) for alpha in opacity)
-    figure.savefig(tmp_path / "net.png")
-    assert (tmp_path / "net.png").stat().st_size > 10_000
