@@ -6,7 +6,6 @@ from cases import CASES, DTYPES
 
 from kan_kernels import ops
 
-
 EXTENTS = ("check", "usual", "full")
 
 
