@@ -1,4 +1,4 @@
-"""Shared fixtures: every test runs on NaN-poisoned allocations. And how much of the products of parameters runs: `--extent`."""
+"""Shared fixtures: every test runs on NaN-poisoned allocations. `--extent`: how much of the products of parameters runs."""
 
 import pytest
 import torch
