@@ -6,6 +6,7 @@ from pathlib import Path
 
 import peer_layers
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,5 +20,8 @@ def test_examples_run(page, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert snippets or page.stem in ("install", "api", "backend", "exact", "gpu", "scale-out")
     namespace: dict = {}
-    for snippet in snippets:
-        exec(snippet, namespace)
+    try:
+        for snippet in snippets:
+            exec(snippet, namespace)
+    finally:
+        torch.set_default_dtype(torch.float32)  # pykan's pages change it
