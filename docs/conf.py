@@ -13,7 +13,9 @@ myst_heading_anchors = 3
 default_role = "code"  # a word in single backticks, as the docstrings have it
 smartquotes = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "description"  # signatures stay short
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

@@ -41,7 +41,8 @@ def kan_linear(
         base_weight: (O, I), dtype and device of x, or None for no base activation.
         spline_scaler: (O, I), dtype and device of x, or None: every edge's factor. The layer is that of
             spline_weight * spline_scaler.unsqueeze(-1), without this product in memory.
-        base_activation: b. "silu" and "identity" are fused; any other callable, elementwise on tensors, runs in plain torch.
+        base_activation: the function b. "silu" and "identity" are fused; any other callable, elementwise on tensors, runs
+            in plain torch.
 
     Returns:
         (..., O), dtype of x. Half types accumulate in float32. Under `torch.autocast` x, spline_weight, base_weight and

@@ -54,8 +54,8 @@ class KANLinear(nn.Module):
         scale_base, scale_spline: the `a / sqrt(5)` of the initial `kaiming_uniform_` of base_weight and spline_scaler: 1 gives
             +-1/sqrt(I), a larger scale smaller weights. Without the scaler, scale_spline multiplies spline_weight.
         enable_standalone_scale_spline: give every edge's spline a trainable factor, `spline_scaler`.
-        base_activation: b, a module or its class. SiLU and Identity are fused, None leaves the base out, any other module
-            runs in plain torch.
+        base_activation: the function b, a module or its class. SiLU and Identity are fused, None leaves the base out, and any
+            other module runs in plain torch.
         grid_eps: in [0, 1]; how far a grid update blends the data's quantiles (0) with equidistant knots (1).
         grid_range: (low, high) with low < high.
         device, dtype: of the parameters; float64, float32, bfloat16 or float16.
@@ -275,7 +275,8 @@ class KANLinear(nn.Module):
     def update_grid(self, x: Tensor, margin: float | None = None, quantiles: Quantiles = "efficient-kan") -> None:
         """Move the knots to where the data are; every spline stays the same function as nearly as its new knots allow.
 
-        The splines agree best on x, by least squares, and off it as well as that leaves open (see `projection`).
+        On x the new splines are the least-squares fit of the old ones; away from x they follow the old ones as closely as that
+        fit leaves open.
 
         Args:
             x: (..., I), finite, at least one row; of any floating dtype.
