@@ -73,6 +73,8 @@ class KANLinear(nn.Module):
     out_features: int
     grid_size: int
     spline_order: int
+    enable_standalone_scale_spline: bool
+    grid_range: tuple[float, float]
     spline_weight: nn.Parameter
     grid: Tensor
     edge_mask: Tensor | None
