@@ -268,7 +268,7 @@ class KANLinear(nn.Module):
         rows = check_rows(self.sharding.whole_input(x), self.in_features, 1, finite=False)
         grid = whole(self.grid)
         if rows.device != grid.device:
-            raise ValueError(f"x: expected the device of the layer, {grid.device}, got {rows.device}")
+            raise ValueError(f"x: expected {grid.device}, the device of the layer's parameters, got {rows.device}")
         low, high = grid[:, self.spline_order], grid[:, -self.spline_order - 1]
         below = rows < high if self.spline_order == 0 else rows <= high
         return ((rows >= low) & below).mean(0, dtype=torch.float32)

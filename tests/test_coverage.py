@@ -66,7 +66,7 @@ def test_coverage_of_a_net():
         (torch.zeros(3, 2, dtype=torch.int64), TypeError, "x: expected a floating-point dtype"),
         (torch.zeros(3, 4), ValueError, r"x: expected 2 features in the last dimension, got shape \(3, 4\)"),
         (torch.zeros(0, 2), ValueError, r"x: expected at least 1 rows, got shape \(0, 2\)"),
-        (torch.zeros(3, 2, device="meta"), ValueError, "x: expected the device of the layer, cpu, got meta"),
+        (torch.zeros(3, 2, device="meta"), ValueError, "x: expected cpu, the device of the layer's parameters"),
     ],
     ids=str,
 )

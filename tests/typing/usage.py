@@ -45,6 +45,8 @@ def layers() -> None:
         return
     assert_type(layer.b_splines(x), Tensor)
     assert_type(layer.curve2coeff(x, torch.rand(4, 3, 2)), Tensor)
+    assert_type(layer.grid_range, tuple[float, float])
+    assert_type(layer.coverage(x), Tensor)
     assert_type(layer.edge_norms(x), Tensor)
     assert_type(layer.edge_norms(x, "std"), Tensor)
     assert_type(layer.edge_norms(x, ord="l1"), Tensor)
@@ -75,6 +77,8 @@ def edges() -> None:
 def nets() -> None:
     net = kk.KAN([3, 5, 2], grid_size=5)
     assert_type(net, kk.KAN)
+    assert_type(kk.KAN([3, 5, 2], grid_range=(0, 1)), kk.KAN)
+    assert_type(kk.KAN([3, 5, 2], grid_range=[(-1, 1), (0.0, 2.0)]), kk.KAN)
     x, target = torch.rand(4, 3), torch.rand(4, 2)
     assert_type(net(x), Tensor)
     assert_type(net(x, update_grid=True), Tensor)
@@ -85,6 +89,7 @@ def nets() -> None:
         assert_type(layer, kk.KANLinear)
     assert_type(len(net.layers), int)
     assert_type(net.kan_layers(), list[kk.KANLinear])
+    assert_type(net.coverage(x), list[Tensor])
     assert_type(net.grid_size, int)
     assert_type(net.refine(10), kk.KAN)
     assert_type(net.regularization_loss(), Tensor)
@@ -109,7 +114,7 @@ def nets() -> None:
     assert_type(cut.nodes, list[list[int]])
     assert_type(cut.edges, list[list[tuple[int, int]]])
     assert_type(cut.widths, list[int])
-    kk.plot(net, x).savefig("net.png")
+    kk.plot(net, x, size=(6.9, 4.0), in_names=["a", "b", "c"], out_names=["p", "q"], title="a net").savefig("net.png")
 
 
 def subclasses() -> None:
