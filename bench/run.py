@@ -43,6 +43,7 @@ def measure(name: str, case: Case, threads: int, rounds: int, progress: tqdm) ->
         for provider, timing in timings.items():
             record: Record = {"case": name, "N": case.N, "I": case.I, "O": case.O, "G": case.G, "K": case.K, "mode": mode}
             record |= {"provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min}
+            record |= {"quartiles_ms": [1e3 * quartile for quartile in timing.quartiles]}
             record |= {"samples": timing.samples, "peak_mb": None, "threads": threads, "dtype": "float32"}
             records.append(record | {"machine": machine.describe()})
     del baselines

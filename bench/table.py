@@ -18,6 +18,7 @@ from roofline import H200, PRECISIONS, least_milliseconds
 
 ROOT = Path(__file__).parent.parent
 
+CASE_HEADING = "case (I→O, N, G)"
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
 # Heading -> the providers of whom the fastest counts.
 RIVALS = {
@@ -31,12 +32,17 @@ RIVALS = {
 
 
 def footnote(records: list[Record]) -> str:
+    return f"{setup(records)} Reproduce: `make bench`."
+
+
+def setup(records: list[Record]) -> str:
+    """What the records were measured on and with."""
     last = records[-1]
     machine = last["machine"]
     return (
         f"float32, {last['threads']} thread{'s' * (last['threads'] > 1)} on {machine['cpu']} ({machine['cores']} cores,"
         f" {machine['instruction_set'] or 'no C++'} kernels), kan_kernels {machine['kan_kernels']}, torch {machine['torch']},"
-        f" Python {machine['python']}, {machine['date']}. Reproduce: `make bench`."
+        f" Python {machine['python']}, {machine['date']}."
     )
 
 
@@ -83,11 +89,11 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
         rivals = {
             name: providers for name, providers in RIVALS.items() if any(p in r for r in by_case.values() for p in providers)
         }
-        table = [["case (I→O, N, G)", "nn.Linear", f"ms per {mode}", *(f"vs {rival}" for rival in rivals), *memory]]
-        for name, results in by_case.items():
+        table = [[CASE_HEADING, "nn.Linear", f"ms per {mode}", *(f"vs {rival}" for rival in rivals), *memory]]
+        for results in by_case.values():
             ours = results["kan_kernels"]
             linear = f"{ours['I'] * (ours['G'] + ours['K'] + 1)}→{ours['O']}"
-            cells = [f"{name} ({ours['I']}→{ours['O']}, {ours['N']}, {ours['G']})", linear, f"{ours['median_ms']:.3g}"]
+            cells = [case_name(ours), linear, f"{ours['median_ms']:.3g}"]
             for providers in rivals.values():
                 times = [results[provider]["median_ms"] for provider in providers if provider in results]
                 cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "does not fit")
@@ -96,6 +102,11 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
         return table
 
     return rows
+
+
+def case_name(record: Record) -> str:
+    """As `CASE_HEADING` says."""
+    return "{case} ({I}→{O}, {N}, {G})".format(**record)
 
 
 def megabytes(record: Record | None) -> str:

@@ -16,6 +16,7 @@ class Timing:
 
     median: float
     min: float
+    quartiles: tuple[float, float]  # the first and the third
     samples: int
 
 
@@ -31,7 +32,12 @@ def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, budget: fl
             taken = samples[name]
             if len(taken) < FEWEST_SAMPLES or sum(taken) * repeats[name] < budget:
                 taken.append(_seconds(call, repeats[name]))
-    return {name: Timing(statistics.median(taken), min(taken), len(taken)) for name, taken in samples.items()}
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _timing(taken: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
+    return Timing(statistics.median(taken), min(taken), (low, high), len(taken))
 
 
 def _warm_up(call: Callable[[], object]) -> float:
