@@ -176,23 +176,27 @@ def report(trainings: dict[str, Training]) -> None:
 def plot(trainings: dict[str, Training], path: str) -> None:
     """The loss curves, and the functions of the first layer's strongest edges."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     layer = trainings["kan_kernels"].net.layers[0]
     x = torch.linspace(-1, 1, 201)
     strongest = layer.spline_weight.detach().abs().mean(-1).flatten().topk(6).indices
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
     for (name, training), style in zip(trainings.items(), ("-", "--"), strict=True):
-        left.semilogy(training.losses, style, label=name)
-    left.set(xlabel="epoch", ylabel="training loss", title="digits, KAN [64, 64, 10]")
+        left.semilogy(range(1, len(training.losses) + 1), training.losses, style, label=name)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set(xlabel="epoch", ylabel="training loss")
+    left.set_title("digits, KAN [64, 64, 10]", size="medium")
     left.legend()
     for edge in strongest.tolist():
         o, i = divmod(edge, layer.in_features)
         with torch.no_grad():
-            right.plot(x, layer.edge(o, i)(x), label=f"pixel {i} to hidden {o}")
-    right.set(xlabel="pixel", ylabel="edge function", title="strongest edges of the first layer")
-    right.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+            right.plot(x, layer.edge(o, i)(x), label=f"{i} to {o}")
+    right.set(xlabel="pixel's value", ylabel="edge function")
+    right.set_title("strongest edges of the first layer", size="medium")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right", fontsize="small", title="pixel\nto hidden")
+    figure.savefig(path, dpi=200)
     print(f"Drawn to {path}")
 
 

@@ -94,7 +94,7 @@ def sparsify(setting: Setting, path: str | None) -> None:
         peak = (memory_kilobytes("VmHWM") or memory) - memory
         print(f"peak memory over the start: {peak / 1024:.0f} MB")
     if path:
-        title = f"KAN [8, {setting.hidden}, 1] on exp(sin(π x₀) + x₁²), pruned"
+        title = f"KAN [8, {setting.hidden}, 1] after pruning"
         kk.plot(pruned, x, title=title).savefig(path, dpi=200)
         print(f"Drawn to {path}")
 

@@ -125,7 +125,7 @@ def plot(stages: list[Stage], path: str) -> None:
     """The losses over the steps, pykan's published ones where each grid ends."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     ends = list(accumulate(len(stage.train) for stage in stages))
     for name in ("train", "test"):
         axes.semilogy([loss for stage in stages for loss in getattr(stage, name)], label=name, linewidth=1.2)
@@ -136,9 +136,10 @@ def plot(stages: list[Stage], path: str) -> None:
         middle = end - len(stage.train) / 2
         name = f"G = {stage.G}" if stage is stages[0] else stage.G
         axes.text(middle, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-    axes.set(xlabel="step of LBFGS (20 iterations)", ylabel="RMSE", xlim=(0, ends[-1] + 4))
+    axes.set(xlabel="step of LBFGS (20 iterations)", ylabel="RMSE", xlim=(0, 1.02 * ends[-1]))
+    axes.set_title("KAN [2, 1, 1] on exp(sin(π x) + y²)", size="medium", pad=22)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
     print(f"Drawn to {path}")
 
 

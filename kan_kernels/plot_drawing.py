@@ -1,6 +1,7 @@
 """The picture of a net, in matplotlib."""
 
 import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ def draw(content: Content, curve: Curve, width: float | None, height: float | No
     FigureCanvasAgg(figure)  # measures texts
     shown = [[names[k] for k in nodes] for names, nodes in zip(content.names, content.nodes, strict=True)]
     if width is None:
-        rows = [len(names) * (_size(figure, names, _NAMES[0])[0] + 0.08) for names in (shown[0], shown[-1])]
-        width = natural_width(content.edges, rows)
+        needed = [len(names) * (_size(figure, names, _NAMES[0])[0] + 0.08) for names in (shown[0], shown[-1])]
+        needed.append(_size(figure, [content.title or ""], _TITLE)[0])
+        width = natural_width(content.edges, needed)
     below, above = (_labels(figure, names, width - 2 * MARGIN) for names in (shown[0], shown[-1]))
     title, title_height = _title(figure, content.title, width - 2 * MARGIN)
     radius = NODE / 2
@@ -231,8 +233,15 @@ def _title(figure: "Figure", title: str | None, width: float) -> tuple[str, floa
     wide, _ = _size(figure, [title], _TITLE)
     if wide > width:
         longest = max(map(len, title.splitlines()))
-        title = "\n".join(textwrap.fill(line, max(1, int(longest * width / wide))) for line in title.splitlines())
+        title = "\n".join(_broken(line, int(longest * width / wide)) for line in title.splitlines())
     return title, _size(figure, [title], _TITLE)[1] + 0.08
+
+
+def _broken(line: str, characters: int) -> str:
+    """At spaces, but not between dollars, where a formula is."""
+    unbroken = re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace(" ", "\N{NO-BREAK SPACE}"), line)
+    lines = textwrap.fill(unbroken, max(1, characters), break_long_words=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _size(figure: "Figure", texts: Sequence[str], points: float) -> tuple[float, float]:

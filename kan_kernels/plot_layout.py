@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MARGIN = 0.1  # on each side of a picture
-WIDEST = 7.0  # a journal's double column
-NARROWEST = 2.0
+_WIDEST = 7.0  # a journal's double column
+_NARROWEST = 2.0
 NODE = 0.2  # the diameter of a node that has room for it
 _SLOT = 0.25  # the narrowest place for a box in a single row
 _LARGEST_SLOT = 1.1
@@ -110,10 +110,10 @@ class Band:
     frames: dict[int, Place]  # by output node; empty unless boxes are wrapped
 
 
-def natural_width(layers: Sequence[Sequence[ShownEdge]], node_rows: Sequence[float]) -> float:
-    """As wide as single rows of large boxes and the rows of labelled nodes need, within limits."""
-    needed = max([_LARGEST_SLOT * len(edges) for edges in layers] + list(node_rows))
-    return min(max(needed + 2 * MARGIN, NARROWEST), WIDEST)
+def natural_width(layers: Sequence[Sequence[ShownEdge]], texts: Sequence[float]) -> float:
+    """As wide as single rows of large boxes and texts of these widths need, within limits."""
+    needed = max(*(_LARGEST_SLOT * len(edges) for edges in layers), *texts)
+    return min(max(needed + 2 * MARGIN, _NARROWEST), _WIDEST)
 
 
 def across(rank: int, count: int, width: float) -> float:

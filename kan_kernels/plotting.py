@@ -40,8 +40,9 @@ def plot(
     output.
 
     Where a layer's boxes would be too narrow side by side, each output node has a frame with its boxes in rows, labelled with
-    their inputs. Where there is no room for all, the strongest nodes have frames with their strongest edges, labelled
-    "input→output" by index. The other edges are lines, and the foot of the picture says how many have a curve.
+    their inputs: names, or indices where names are too long. Where there is no room for all, the strongest nodes have frames
+    with their strongest edges, labelled "input→output" by index. The other edges are lines, and the foot of the picture says
+    how many edges have a curve.
 
     Args:
         net: the `KAN`; `KAN.from_pykan` and `KAN.from_efficient_kan` make one of theirs.
