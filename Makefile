@@ -10,8 +10,12 @@ EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
 EXTENT ?= usual
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+CLANG ?= $(notdir $(firstword $(shell command -v clang++ || command -v clang++-14) clang++))
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+SELF_CHECK := tests/cpp/self_check.cpp csrc/kernels_baseline.cpp csrc/scratch.cpp
+SELF_CHECK_FLAGS := -std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Icsrc
 
-.PHONY: demo check test test-all test-gpu-code test-asan lint docs bench gpu clean
+.PHONY: demo check test test-all test-gpu-code test-asan test-clang test-cpp test-aarch64 lint docs bench gpu clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -50,6 +54,32 @@ test-asan: $(EXTENSION)
 	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=. \
 	  ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py -p no:cacheprovider -q $(ARGS)
+
+# The kernels as clang compiles them, in a build of their own.
+test-clang: $(EXTENSION)
+	CXX=$(CLANG) $(BIN)/python setup.py -q build_ext --build-lib build/clang --build-temp build/clang-temp
+	cp -r kan_kernels/*.py kan_kernels/schemas.txt kan_kernels/interop kan_kernels/gpu build/clang/kan_kernels/
+	cd build/clang && PYTHONPATH=. ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py \
+	  ../../tests/test_edges.py -n 2 -p no:cacheprovider -q $(ARGS)
+
+# The baseline kernels, all that other architectures have, against scalar loops and without torch: on this machine, and compiled
+# for aarch64 and emulated.
+test-cpp: build/self_check
+	build/self_check
+
+test-aarch64:
+	@for tool in $(AARCH64_CXX) qemu-aarch64; do command -v $$tool > /dev/null || { \
+	  echo "test-aarch64: $$tool is missing. Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	$(MAKE) build/aarch64/self_check
+	qemu-aarch64 build/aarch64/self_check
+
+build/self_check: $(SELF_CHECK) $(wildcard csrc/* tests/cpp/*)
+	mkdir -p $(@D)
+	$(CXX) $(SELF_CHECK_FLAGS) $(SELF_CHECK) -o $@
+
+build/aarch64/self_check: $(SELF_CHECK) $(wildcard csrc/* tests/cpp/*)
+	mkdir -p $(@D)
+	$(AARCH64_CXX) $(SELF_CHECK_FLAGS) -static $(SELF_CHECK) -o $@
 
 lint: $(EXTENSION)
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 // Every stage of the CPU kernels alone, on one thread, in float32: stages.py compiles and calls it with N I O G K and reads a
 // line per stage: name, milliseconds, billions of useful multiply-adds (live rows only, no padding), tab-separated.
-#ifdef KAN_STAGES_AVX512
+#if defined(KAN_STAGES_AVX512)
 #include "../csrc/kernels_avx512.cpp"
 namespace kernels = kan_avx512;
-#else
+#elif defined(KAN_STAGES_AVX2)
 #include "../csrc/kernels_avx2.cpp"
 namespace kernels = kan_avx2;
+#else
+#include "../csrc/kernels_baseline.cpp"
+namespace kernels = kan_baseline;
 #endif
 
 #include <algorithm>
@@ -51,7 +54,7 @@ double seconds(const std::function<void()>& body) {
 constexpr int kChains = 12;
 [[gnu::noinline]] float multiply_add(int repeats) {
   V<float> sum[kChains], factor = broadcast(1.0f), term = broadcast(1e-9f);
-  asm volatile("" : "+v"(factor), "+v"(term));
+  asm volatile("" : "+m"(factor), "+m"(term));  // not constants to the compiler
   for (int c = 0; c < kChains; ++c) sum[c] = broadcast(float(c));
   for (int r = 0; r < repeats; ++r)
 #pragma GCC unroll 16

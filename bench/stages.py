@@ -1,6 +1,6 @@
 """Each stage of the CPU kernels alone, on one thread, beside the processor's multiply-add peak.
 
-`make bench`, or `python bench/stages.py [--out FILE]`; needs a C++17 compiler ($CXX, g++). Measurements are appended to
+`make bench`, or `python bench/stages.py [--out FILE]`; needs a C++17 compiler ($CXX, c++). Measurements are appended to
 bench/results/<date>-cpu-stages.jsonl, which table.py reads.
 """
 
@@ -17,16 +17,19 @@ from records import RESULTS, Record, append
 
 SOURCE = Path(__file__).parent / "stages.cpp"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")  # as setup.py
+# The whole program is for the instruction set, not only the kernels in it, as what clang inlines into each other has to be.
+TARGETS = {
+    "baseline": (),
+    "avx2": ("-DKAN_STAGES_AVX2", "-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"),
+    "avx512": ("-DKAN_STAGES_AVX512", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi", "-mbmi2"),
+}
 SHAPES = ((4096, 64, 64, 5, 3), (4096, 256, 256, 5, 3), (4096, 64, 64, 20, 3), (2048, 64, 64, 100, 3), (4096, 64, 10, 5, 3))
 RUNS = 5  # of the whole program, so that a busy moment does not decide
 
 
-def compile_to(binary: Path, instruction_set: str | None) -> None:
-    target = ["-DKAN_STAGES_AVX512"] if instruction_set == "avx512" else []
-    subprocess.run(
-        [os.environ.get("CXX", "g++"), *FLAGS, *target, f"-I{SOURCE.parent.parent / 'csrc'}", str(SOURCE), "-o", str(binary)],
-        check=True,
-    )
+def compile_to(binary: Path, instruction_set: str) -> None:
+    compiler = [os.environ.get("CXX", "c++"), *FLAGS, *TARGETS[instruction_set], f"-I{SOURCE.parent.parent / 'csrc'}"]
+    subprocess.run([*compiler, str(SOURCE), "-o", str(binary)], check=True)
 
 
 def measure(binary: Path, shape: tuple[int, ...], machine: Record) -> list[Record]:

@@ -23,6 +23,7 @@ using kan::Storage;
 
 #include "simd.inl"
 #include "activation.inl"
+#include "double_double.inl"
 #include "knot_tables.inl"
 #include "basis.inl"
 #include "buckets.inl"

@@ -54,10 +54,14 @@ struct Preparation<float> {
 };
 template <>
 struct Preparation<double> {
+#ifdef __x86_64__
   using Number = long double;
-  using Lanes = long double;
+#else
+  using Number = DoubleDouble;
+#endif
+  using Lanes = Number;
   static constexpr int lanes = 1;
-  static Lanes load(const long double* p) { return *p; }
+  static Lanes load(const Number* p) { return *p; }
   static Lanes rounded(Lanes v) { return double(v); }
   static void store(double* p, Lanes v) { *p = double(v); }
 };
