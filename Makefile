@@ -15,7 +15,7 @@ AARCH64_CXX ?= aarch64-linux-gnu-g++
 SELF_CHECK := tests/cpp/self_check.cpp csrc/kernels_baseline.cpp csrc/scratch.cpp
 SELF_CHECK_FLAGS := -std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Icsrc
 
-.PHONY: demo check test test-all test-gpu-code test-asan test-clang test-cpp test-aarch64 lint docs bench gpu clean
+.PHONY: demo check test test-all test-gpu-code test-install test-asan test-clang test-cpp test-aarch64 lint docs bench gpu clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -46,6 +46,14 @@ test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 gpu:
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 8 -W ignore $(ARGS)
 	PYTHONPATH=. $(PYTHON) bench/gpu.py
+
+# The commands of docs/install.md as they stand there, in an environment that has torch and nothing else.
+test-install:
+	rm -rf build/install
+	$(PYTHON) -m venv build/install
+	build/install/bin/pip install -q $(TORCH)
+	awk '/^```/ { if (shown) exit; shown = 1; next } shown' docs/install.md | PATH="$(CURDIR)/build/install/bin:$$PATH" sh -ex
+	cd build/install && bin/python -m kan_kernels | tee info.txt && grep -q "^C++ kernels" info.txt
 
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
 test-asan: $(EXTENSION)
@@ -86,6 +94,7 @@ lint: $(EXTENSION)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python bench/table.py --check
+	$(BIN)/python bench/chart.py --check
 
 # The API and a page per task, in build/docs; warnings are errors.
 docs: $(EXTENSION)
@@ -100,6 +109,7 @@ bench: $(EXTENSION)
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/table.py --write
 	$(BIN)/python bench/plot.py
+	$(BIN)/python bench/chart.py
 	$(BIN)/python -m pytest bench/operators.py
 
 $(VENV)/installed: pyproject.toml
@@ -109,7 +119,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(EXTENSION): $(VENV)/installed $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/pip install -q --no-build-isolation --config-settings editable_mode=compat -e ".[dev]"
 	touch $@
 
 $(TRITON_36)/installed: $(VENV)/installed
