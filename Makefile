@@ -44,7 +44,7 @@ test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 
 # On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
 gpu:
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -n 8 -W ignore $(ARGS)
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py --extent full -n 8 -W ignore $(ARGS)
 	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
 # The commands of docs/install.md as they stand there, in an environment that has torch and nothing else.
