@@ -65,7 +65,7 @@ def draw(content: Content, curve: Curve, width: float | None, height: float | No
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install kan_kernels[plot]") from error
 
-    figure = Figure()
+    figure = Figure(facecolor="white")  # in every style: what is faint is light
     FigureCanvasAgg(figure)  # measures texts
     shown = [[names[k] for k in nodes] for names, nodes in zip(content.names, content.nodes, strict=True)]
     if width is None:
@@ -95,7 +95,8 @@ def draw(content: Content, curve: Curve, width: float | None, height: float | No
         _draw_nodes(axes, content, level, of_row, node_size(len(of_row), width))
     _draw_names(axes, shown[0], places[0], below, -radius)
     _draw_names(axes, shown[-1], places[-1], above, radius)
-    axes.text(width / 2, bands[-1].top + top - MARGIN, title, size=_TITLE, ha="center", va="top")
+    if title:
+        axes.text(width / 2, bands[-1].top + top - MARGIN, title, size=_TITLE, color="black", ha="center", va="top")
     _draw_foot(axes, content, arrangements)
     return figure
 
@@ -199,7 +200,7 @@ def _draw_names(axes: "Axes", names: Sequence[str], places: dict[int, Point], la
     for rank, (name, (x, y)) in enumerate(zip(names, places.values(), strict=True)):
         if rank % labels.stride == 0:
             side = "top" if offset < 0 else "bottom"
-            axes.text(x, y + offset, name, size=labels.points, rotation=labels.rotation, ha="center", va=side)
+            axes.text(x, y + offset, name, size=labels.points, rotation=labels.rotation, color="black", ha="center", va=side)
 
 
 def _draw_foot(axes: "Axes", content: Content, arrangements: Sequence[Arrangement]) -> None:
@@ -208,7 +209,8 @@ def _draw_foot(axes: "Axes", content: Content, arrangements: Sequence[Arrangemen
         for level, (edges, arrangement) in enumerate(zip(content.edges, arrangements, strict=True))
         if arrangement.leaves_out
     ]
-    axes.text(MARGIN, MARGIN / 2, "; ".join(told).capitalize(), size=_FOOT, color="0.35", ha="left", va="bottom")
+    if told:
+        axes.text(MARGIN, MARGIN / 2, "; ".join(told).capitalize(), size=_FOOT, color="0.35", ha="left", va="bottom")
 
 
 def _labels(figure: "Figure", names: Sequence[str], width: float) -> Labels:

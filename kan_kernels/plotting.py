@@ -64,7 +64,8 @@ def plot(
         TypeError, ValueError: naming the argument.
     """
     if not isinstance(net, KAN):
-        raise TypeError(f"net: expected a KAN, got {type(net).__name__}")
+        hint = "KAN.from_pykan and KAN.from_efficient_kan make one of theirs"
+        raise TypeError(f"net: expected a KAN, got {type(net).__name__}; {hint}")
     check_whole("plot", net)
     layers = net.kan_layers()
     rows = check_rows(x, layers[0].in_features, 2)

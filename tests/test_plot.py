@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise
 
+import matplotlib.style
 import pytest
 import torch
 
@@ -101,7 +102,7 @@ def test_what_is_dead_is_gone():
     expected = {(0, o, i) for o in (0, 1, 3) for i in (1, 2)} - {(0, 3, 1)} | {(1, o, i) for o in (0, 1) for i in (0, 1, 3)}
     assert set(artists(figure, "box")) == expected
     assert set(artists(figure, "node")) == {(0, 1), (0, 2), (1, 0), (1, 1), (1, 3), (2, 0), (2, 1)}
-    assert sorted(texts(figure)) == sorted(["$x_{1}$", "$x_{2}$", "0", "1", "3", "$y_{0}$", "$y_{1}$", "", ""])
+    assert sorted(texts(figure)) == sorted(["$x_{1}$", "$x_{2}$", "0", "1", "3", "$y_{0}$", "$y_{1}$"])
 
 
 def test_a_net_that_is_constant_has_only_its_outputs():
@@ -197,6 +198,14 @@ def test_dtypes_and_leading_dimensions(dtype):
     net = kk.KAN([2, 3, 1]).to(dtype)
     x = torch.rand(4, 25, 2, dtype=dtype)
     assert len(artists(kk.plot(net, x, least=0.0), "curve")) == 9
+
+
+def test_a_dark_style_leaves_it_black_on_white():
+    net, x = network(2, 1)
+    with matplotlib.style.context("dark_background"):
+        figure = kk.plot(net, x, title="title")
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+    assert {text.get_color() for text in figure.axes[0].texts} == {"black"}
 
 
 def test_bad_input():

@@ -86,3 +86,16 @@ def test_grid_update_places_its_knots():
     ours.layers[0].update_grid(x, quantiles="pykan")
     torch.testing.assert_close(ours.layers[0].grid, theirs.act_fun[0].grid)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_plot_of_a_pykan_network_accelerated_or_not():
+    """It has a plot of its own; ours draws the KAN of its weights."""
+    theirs, _, x = pair((2, 3, 1))
+    before = kk.plot(kk.KAN.from_pykan(theirs), x)
+    kk.accelerate(theirs)
+    with pytest.raises(TypeError, match="net: expected a KAN, got FusedMultKAN; KAN"):
+        kk.plot(theirs, x)
+    after = kk.plot(kk.KAN.from_pykan(theirs), x)
+    assert len(after.axes[0].lines) == 9
+    for line, other in zip(after.axes[0].lines, before.axes[0].lines, strict=True):
+        assert line.get_xydata() == pytest.approx(other.get_xydata())
