@@ -1,4 +1,4 @@
-"""The licence, the C++ extension, and a check of what compiles it; everything else about the package is in pyproject.toml.
+"""The licence, the C++ extension, and a check of what builds it; everything else about the package is in pyproject.toml.
 
 KAN_KERNELS_NO_CPP=1 leaves the extension out: the library then works on its reference, and `kan_kernels.info()` says so.
 KAN_KERNELS_SANITIZE=1 builds it under AddressSanitizer (`make test-asan`).
@@ -19,14 +19,26 @@ TORCH_TARGET = "0x020a000000000000"  # libtorch's stable ABI of torch 2.10
 
 COMPILING_COMMANDS = ("bdist", "build", "develop", "editable", "install")  # beginnings of their names
 OLDEST = {"g++": 11, "clang": 14}
+OLDEST_SETUPTOOLS = (65, 5)
 HOW_TO_GO_ON = """\
 Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), or set CXX.
 To go on without it, in plain PyTorch and slower: KAN_KERNELS_NO_CPP=1 pip install --no-build-isolation ."""
 
 
+def setuptools_version() -> tuple[int, ...]:
+    """Its first two numbers; older ones than the build needs are refused, which pip does not do without build isolation."""
+    version = tuple(int(number) for number in setuptools.__version__.split(".")[:2])
+    if version < OLDEST_SETUPTOOLS:
+        raise SystemExit(
+            f"kan_kernels needs setuptools {'.'.join(map(str, OLDEST_SETUPTOOLS))} or newer, found {setuptools.__version__}:"
+            " pip install -U setuptools"
+        )
+    return version
+
+
 def license_field() -> dict:
     """The SPDX expression, under the keyword that this setuptools has for it."""
-    return {"license_expression" if int(setuptools.__version__.partition(".")[0]) >= 77 else "license": "MIT"}
+    return {"license_expression" if setuptools_version() >= (77,) else "license": "MIT"}
 
 
 def compiler_version(command: str) -> tuple[str, int] | None:

@@ -7,12 +7,21 @@ import torch
 
 import kan_kernels as kk
 
+LIMITS = ("KAN_KERNELS_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+
 
 def describe() -> dict[str, str | int | None]:
-    """Processor, cores, torch's threads, versions, the kernels' instruction set and today's date."""
+    """Processor, cores, torch's threads, versions, the kernels' instruction set and today's date.
+
+    Where environment variables limit the instruction sets, the processor's name says whose: `LIMITS` are ours, torch's own
+    kernels', MKL's and oneDNN's. A fair comparison limits all of them.
+    """
     info = kk.info()
+    limits = sorted({os.environ[variable].lower() for variable in LIMITS if variable in os.environ})
+    if limits and not all(variable in os.environ for variable in LIMITS):
+        raise SystemExit(f"An instruction set is limited for some libraries alone: set all of {', '.join(LIMITS)} or none.")
     return {
-        "cpu": info.processor,
+        "cpu": info.processor + f" limited to {' and '.join(limits)}" * bool(limits),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instruction_set": info.instruction_set,

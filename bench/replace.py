@@ -2,7 +2,7 @@
 
 `python bench/replace.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. The real efficient-kan has to be importable,
 or the environment variable EFFICIENT_KAN names a checkout of it. Measurements are appended to
-bench/results/<date>-cpu-replace-<instruction set>.jsonl, which table.py reads.
+bench/results/<date>-cpu-replace-<instruction set>-<threads>.jsonl, which table.py reads.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     peer, commit = efficient_kan()
     machine = describe()
-    out = arguments.out or RESULTS / f"{machine['date']}-cpu-replace-{machine['instruction_set']}.jsonl"
+    out = arguments.out or RESULTS / f"{machine['date']}-cpu-replace-{machine['instruction_set']}-{arguments.threads}.jsonl"
     cases = [case for case in layers() if arguments.only in str(case) and case.N * case.I * (case.G + case.K) <= MOST_BASES]
     for case in tqdm(cases):
         records = list(measure(peer, case, arguments.rounds))

@@ -192,7 +192,7 @@ def replaced_footnote(records: list[Record]) -> str:
         f" {gains[len(gains) // 2]:.2f}x. An accelerated layer takes {ratios[len(ratios) // 2]:.2f} of a native one's time"
         f" (median; {ratios[len(ratios) // 20]:.2f} to {ratios[-1 - len(ratios) // 20]:.2f} for nine in ten)."
         f" {threads} thread{'s' * (threads > 1)} on {machine['cpu']} ({machine['cores']} cores, {machine['instruction_set']}"
-        f" kernels), torch {machine['torch']}, {machine['date']}. Reproduce: `python bench/replace.py`."
+        f" kernels), torch {machine['torch']}, {machine['date']}. Reproduce: `python bench/replace.py --threads {threads}`."
     )
 
 
@@ -286,7 +286,7 @@ class Claims(Block):
         def times(provider: str) -> str:
             return f"{step[provider]['median_ms'] / ours['median_ms']:.1f}"
 
-        replaced = read(newest("cpu-replace-avx512"), ("case", "mode", "provider"))
+        replaced = read(newest("cpu-replace-avx512-2"), ("case", "mode", "provider"))
         ms = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in replaced}
         gains = sorted(
             before / ms[case, mode, "accelerated"] for (case, mode, name), before in ms.items() if name == "efficient-kan"
@@ -330,14 +330,15 @@ BLOCKS = (
     Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
     *(
         Block(
-            f"replace-{instruction_set}",
+            f"replace-{instruction_set}-{threads}",
             ROOT / "bench" / "README.md",
-            f"cpu-replace-{instruction_set}",
+            f"cpu-replace-{instruction_set}-{threads}",
             ("case", "mode", "provider"),
             replaced,
             replaced_footnote,
         )
         for instruction_set in ("avx2", "avx512")
+        for threads in (2, 1)
     ),
     Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
     GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
