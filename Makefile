@@ -9,6 +9,7 @@ SOURCES := $(wildcard csrc/*) kan_kernels/schemas.txt setup.py pyproject.toml
 EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
 EXTENT ?= usual
+BARE ?= build/install
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 CLANG ?= $(notdir $(firstword $(shell command -v clang++ || command -v clang++-14) clang++))
 AARCH64_CXX ?= aarch64-linux-gnu-g++
@@ -47,13 +48,13 @@ gpu:
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py --extent full -n 8 -W ignore $(ARGS)
 	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
-# The commands of docs/install.md as they stand there, in an environment that has torch and nothing else.
+# The commands of docs/install.md as they stand there, in a new environment that has torch and nothing else.
 test-install:
-	rm -rf build/install
-	$(PYTHON) -m venv build/install
-	build/install/bin/pip install -q $(TORCH)
-	awk '/^```/ { if (shown) exit; shown = 1; next } shown' docs/install.md | PATH="$(CURDIR)/build/install/bin:$$PATH" sh -ex
-	cd build/install && bin/python -m kan_kernels | tee info.txt && grep -q "^C++ kernels" info.txt
+	rm -rf $(BARE)
+	$(PYTHON) -m venv $(BARE)
+	$(BARE)/bin/pip install -q $(TORCH)
+	awk '/^```/ { if (shown) exit; shown = 1; next } shown' docs/install.md | PATH="$(CURDIR)/$(BARE)/bin:$$PATH" sh -ex
+	cd $(BARE) && bin/python -m kan_kernels | tee info.txt && grep -q "^C++ kernels" info.txt
 
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
 test-asan: $(EXTENSION)

@@ -79,6 +79,13 @@ def extension() -> dict:
             raise
         raise SystemExit("kan_kernels is compiled for the PyTorch that is installed, but torch is not.") from None
 
+    class BuildKeepingObjects(BuildExtension):
+        """Compiles only what changed, for editable installs too, whose directory of objects is temporary otherwise."""
+
+        def finalize_options(self) -> None:
+            self.build_temp = self.build_temp or "build/temp"
+            super().finalize_options()
+
     compile_args = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     compile_args += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     link_args = []
@@ -100,7 +107,7 @@ def extension() -> dict:
     )
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": BuildKeepingObjects},
         "options": {"bdist_wheel": {"py_limited_api": ABI}},
     }
 

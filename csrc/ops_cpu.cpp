@@ -10,17 +10,28 @@
 
 #include "problem.h"
 
+#ifdef KAN_HAS_X86_KERNELS
+#include <cpuid.h>
+#endif
+
 namespace kan {
 namespace {
 
 using torch::headeronly::ScalarType;
+
+#ifdef KAN_HAS_X86_KERNELS
+bool has_f16c() {  // clang knows it for __builtin_cpu_supports since version 19 alone
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
 
 int best_instruction_set() {
 #ifdef KAN_HAS_X86_KERNELS
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
     return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
     return 1;
 #endif
