@@ -144,15 +144,16 @@ def test_only_what_is_needed(needed):
     case = Case(129, 7, 33, scaled=True)
     t = make(case, torch.float32)
     r = torch.ones(case.O, case.I)
+    close = 1e-6  # g++ gives the same bits; clang fuses other multiplications and additions
     everything = ops.edge_l1_backward(*arguments(t, case), r, True, True, True, True)
     one = ops.edge_l1_backward(*arguments(t, case), r, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
-        assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
+        assert alone.numel() == 0 if k != needed else torch.allclose(alone, together, rtol=1e-5, atol=close)
     edges = (ops.basis_moments(t.x, t.grid, case.K, "silu"), t.spline_weight, t.spline_scaler, t.base_weight, case.N, r)
     everything = ops.edge_std_backward(*edges, True, True, True, True)
     one = ops.edge_std_backward(*edges, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
-        assert alone.numel() == 0 if k != needed else torch.equal(alone, together)
+        assert alone.numel() == 0 if k != needed else torch.allclose(alone, together, rtol=1e-5, atol=close)
 
 
 def test_opcheck():
