@@ -5,18 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-SOURCES := $(wildcard csrc/*) kan_kernels/schemas.txt setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.* csrc/kernels/*) kan_kernels/ops/schemas.txt setup.py pyproject.toml
 EXTENSION := $(VENV)/built
 TRITON_36 := $(VENV)/triton-3.6
 EXTENT ?= usual
 BARE ?= build/install
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+GPU_PYTHON := PYTHONPATH=. $(if $(DRY),TRITON_INTERPRET=1 $(BIN)/python,CUBLAS_WORKSPACE_CONFIG=:4096:8 $(PYTHON))
 CLANG ?= $(notdir $(firstword $(shell command -v clang++ || command -v clang++-14) clang++))
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 SELF_CHECK := tests/cpp/self_check.cpp csrc/kernels_baseline.cpp csrc/scratch.cpp
 SELF_CHECK_FLAGS := -std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Icsrc
 
-.PHONY: demo check test test-all test-gpu-code test-install test-asan test-clang test-cpp test-aarch64 lint docs bench gpu clean
+.PHONY: demo check test test-all test-gpu-code test-install test-asan test-clang test-cpp test-aarch64 lint docs bench gpu sdist pure-wheel clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -43,10 +44,12 @@ test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_36) $(PARALLEL) tests/gpu/test_kernels.py -k "gradients or nan or wide"
 	PYTHONPATH=$(TRITON_36) $(PARALLEL) tests/gpu/test_compiled.py -k sm_90
 
-# On a machine with a GPU, with the torch and the triton that are there: tests, then measurements.
-gpu:
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=. $(PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py --extent full -n 8 -W ignore $(ARGS)
-	PYTHONPATH=. $(PYTHON) bench/gpu.py
+# On a machine with a GPU, with the torch and the triton that are there: tests, then measurements. DRY=1 runs some tests and every
+# line of the measurements without a GPU, in Triton's interpreter.
+gpu: $(if $(DRY),$(EXTENSION))
+	$(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -W ignore \
+	  $(if $(DRY),-k same_bits,--extent full -n 8) $(ARGS)
+	$(GPU_PYTHON) bench/gpu.py $(if $(DRY),--dry-run)
 
 # The commands of docs/install.md as they stand there, in a new environment that has torch and nothing else.
 test-install:
@@ -59,7 +62,7 @@ test-install:
 # The kernels under AddressSanitizer and UBSan, in a build of their own.
 test-asan: $(EXTENSION)
 	KAN_KERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/asan --build-temp build/asan-temp
-	cp -r kan_kernels/*.py kan_kernels/schemas.txt kan_kernels/interop kan_kernels/gpu build/asan/kan_kernels/
+	tar -c --exclude="*.so" --exclude=__pycache__ kan_kernels | tar -x -C build/asan
 	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=. \
 	  ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py -p no:cacheprovider -q $(ARGS)
@@ -67,7 +70,7 @@ test-asan: $(EXTENSION)
 # The kernels as clang compiles them, in a build of their own.
 test-clang: $(EXTENSION)
 	CXX=$(CLANG) $(BIN)/python setup.py -q build_ext --build-lib build/clang --build-temp build/clang-temp
-	cp -r kan_kernels/*.py kan_kernels/schemas.txt kan_kernels/interop kan_kernels/gpu build/clang/kan_kernels/
+	tar -c --exclude="*.so" --exclude=__pycache__ kan_kernels | tar -x -C build/clang
 	cd build/clang && PYTHONPATH=. ../../$(BIN)/python -m pytest ../../tests/test_nonfinite.py ../../tests/test_operators.py \
 	  ../../tests/test_edges.py -n 2 -p no:cacheprovider -q $(ARGS)
 
@@ -75,6 +78,7 @@ test-clang: $(EXTENSION)
 # for aarch64 and emulated.
 test-cpp: build/self_check
 	build/self_check
+	$(CXX) -std=c++17 -fsyntax-only -Wno-psabi -Icsrc bench/stages.cpp
 
 test-aarch64:
 	@for tool in $(AARCH64_CXX) qemu-aarch64; do command -v $$tool > /dev/null || { \
@@ -82,11 +86,11 @@ test-aarch64:
 	$(MAKE) build/aarch64/self_check
 	qemu-aarch64 build/aarch64/self_check
 
-build/self_check: $(SELF_CHECK) $(wildcard csrc/* tests/cpp/*)
+build/self_check: $(SELF_CHECK) $(wildcard csrc/*.* csrc/kernels/* tests/cpp/*)
 	mkdir -p $(@D)
 	$(CXX) $(SELF_CHECK_FLAGS) $(SELF_CHECK) -o $@
 
-build/aarch64/self_check: $(SELF_CHECK) $(wildcard csrc/* tests/cpp/*)
+build/aarch64/self_check: $(SELF_CHECK) $(wildcard csrc/*.* csrc/kernels/* tests/cpp/*)
 	mkdir -p $(@D)
 	$(AARCH64_CXX) $(SELF_CHECK_FLAGS) -static $(SELF_CHECK) -o $@
 
@@ -94,6 +98,8 @@ lint: $(EXTENSION)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/python bench/table.py --check
 	$(BIN)/python bench/chart.py --check
 
@@ -126,6 +132,13 @@ $(EXTENSION): $(VENV)/installed $(SOURCES)
 $(TRITON_36)/installed: $(VENV)/installed
 	$(BIN)/pip install -q --no-deps --target $(TRITON_36) triton==3.6.0 numpy==2.3.5
 	touch $@
+
+sdist: $(EXTENSION)
+	$(BIN)/python -m build --sdist --no-isolation
+
+# The library without its C++ kernels, for platforms that have no wheel of their own.
+pure-wheel: $(EXTENSION)
+	KAN_KERNELS_NO_CPP=1 $(BIN)/python -m build --wheel --no-isolation
 
 clean:
 	rm -rf build dist *.egg-info kan_kernels/*.so $(VENV)

@@ -94,12 +94,12 @@ def extension() -> dict:
         link_args += ["-fsanitize=address,undefined"]
     generated = Path("build/generated")
     generated.mkdir(parents=True, exist_ok=True)
-    schemas = Path("kan_kernels/schemas.txt").read_text().splitlines()
+    schemas = Path("kan_kernels/ops/schemas.txt").read_text().splitlines()
     (generated / "schemas.inc").write_text("".join(f'KAN_SCHEMA("{schema}")\n' for schema in schemas))
     module = CppExtension(
         "kan_kernels._C",
         sorted(glob("csrc/*.cpp")),
-        depends=[*glob("csrc/*.h"), *glob("csrc/*.inl"), "kan_kernels/schemas.txt"],
+        depends=[*glob("csrc/*.h"), *glob("csrc/kernels/*.inl"), "kan_kernels/ops/schemas.txt"],
         include_dirs=[str(generated.resolve())],
         extra_compile_args={"cxx": compile_args},
         extra_link_args=link_args,

@@ -2,11 +2,16 @@
 
 `make gpu`, or `python bench/gpu.py [--cases 64,256] [--precisions highest] [--out FILE]`. Measurements are appended to
 bench/results/<date>-gpu.jsonl, which table.py reads. It needs nothing but torch and triton.
+
+`make gpu DRY=1`, or `TRITON_INTERPRET=1 python bench/gpu.py --dry-run`, runs the same lines without a GPU: tiny cases on the
+CPU in Triton's interpreter, whose times mean nothing and are not kept.
 """
 
 import argparse
 import gc
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,12 +25,60 @@ from cases import GPU_BENCH_CASES, Case, Tensors, make
 from records import RESULTS, Record, append
 from roofline import PRECISIONS
 
+import kan_kernels as kk
+
 PROVIDERS = ("kan_kernels", "reference", "reference + torch.compile", "nn.Linear", "three GEMMs, torch")
 MODES = ("forward", "step")
 BASES_BYTES = 24e9  # what the reference's temporaries may take
+DRY_RUN = {"tiny": Case(7, 3, 5), "one-row": Case(1, 2, 3)}
 
 
-def measure(name: str, case: Case, t: Tensors, precision: str) -> list[Record]:
+class Gpu:
+    """How a GPU's time and memory are measured."""
+
+    name = "cuda"
+
+    def milliseconds(self, call) -> float:
+        """The median, the cache flushed between calls."""
+        from triton.testing import do_bench
+
+        return do_bench(call, warmup=25, rep=150, return_mode="median")
+
+    def peak_megabytes(self, call) -> float:
+        """What a call allocates at most, its results included."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = call()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        del kept
+        return peak / 2**20
+
+    def free(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class DryRun:
+    """The CPU in a GPU's place: one call each."""
+
+    name = "cpu"
+
+    def milliseconds(self, call) -> float:
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+
+    def peak_megabytes(self, call) -> float:
+        call()
+        return 0.0
+
+    def free(self) -> None:
+        gc.collect()
+
+
+def measure(device: Gpu | DryRun, name: str, case: Case, t: Tensors, precision: str) -> list[Record]:
     """Every contender's median and peak memory, in both modes."""
     records = []
     for provider in PROVIDERS:
@@ -40,34 +93,12 @@ def measure(name: str, case: Case, t: Tensors, precision: str) -> list[Record]:
         for mode in MODES:
             call = getattr(baseline, mode)
             record: Record = {"case": name, "N": case.N, "I": case.I, "O": case.O, "G": case.G, "K": case.K, "mode": mode}
-            record |= {"provider": provider, "precision": precision, "median_ms": milliseconds(call)}
-            record |= {"peak_mb": peak_megabytes(call, keeps=isinstance(baseline, Layer)), "threads": 0}
+            record |= {"provider": provider, "precision": precision, "median_ms": device.milliseconds(call)}
+            record |= {"peak_mb": device.peak_megabytes(call) if isinstance(baseline, Layer) else None, "threads": 0}
             records.append(record | {"machine": machine.describe()})
         del baseline
-        gc.collect()
-        torch.cuda.empty_cache()
+        device.free()
     return records
-
-
-def milliseconds(call) -> float:
-    """The median, the cache flushed between calls."""
-    from triton.testing import do_bench
-
-    return do_bench(call, warmup=25, rep=150, return_mode="median")
-
-
-def peak_megabytes(call, keeps: bool) -> float | None:
-    """What a call allocates at most, its results included."""
-    if not keeps:
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    kept = call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    del kept
-    return peak / 2**20
 
 
 def table(records: list[Record]) -> str:
@@ -83,23 +114,33 @@ def table(records: list[Record]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=";".join(GPU_BENCH_CASES), help="separated by ;")
+    parser.add_argument("--cases", help="separated by ;")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--dry-run", action="store_true", help="tiny cases on the CPU, in Triton's interpreter")
     parser.add_argument("--out", type=Path, help="file to append to")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no GPU here: nothing to measure")
-    out = arguments.out or RESULTS / f"{machine.describe()['date']}-gpu.jsonl"
-    for name in arguments.cases.split(";"):
-        case = GPU_BENCH_CASES[name]
-        t = make(case, torch.float32).on("cuda")
-        for precision in arguments.precisions.split(","):
-            torch.set_float32_matmul_precision(precision)
-            if precision == "highest":
-                gate.check(name, case, "cuda")
-            records = measure(name, case, t, precision)
+    device: Gpu | DryRun = DryRun() if arguments.dry_run else Gpu()
+    cases = DRY_RUN if arguments.dry_run else GPU_BENCH_CASES
+    if arguments.dry_run and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        raise SystemExit("--dry-run needs TRITON_INTERPRET=1 in the environment")
+    if not arguments.dry_run and not torch.cuda.is_available():
+        raise SystemExit("no GPU here: nothing to measure; --dry-run runs everything without one")
+    out = arguments.out or (None if arguments.dry_run else RESULTS / f"{machine.describe()['date']}-gpu.jsonl")
+    with kk.use_backend("triton"):
+        for name in arguments.cases.split(";") if arguments.cases else cases:
+            run(device, name, cases[name], arguments.precisions.split(","), out)
+
+
+def run(device: Gpu | DryRun, name: str, case: Case, precisions: list[str], out: Path | None) -> None:
+    t = make(case, torch.float32).on(device.name)
+    for precision in precisions:
+        torch.set_float32_matmul_precision(precision)
+        if precision == "highest":
+            gate.check(name, case, device.name)
+        records = measure(device, name, case, t, precision)
+        if out is not None:
             append(out, records)
-            print(f"{name}: N={case.N} I={case.I} O={case.O} G={case.G}\n{table(records)}", flush=True)
+        print(f"{name}: N={case.N} I={case.I} O={case.O} G={case.G}\n{table(records)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ void serial(int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), void*
 
 struct Stages {
   const Problem problem;
-  Layer<float> layer;
+  TiledLayer<float> layer;
   const double inputs;
 
   explicit Stages(const Problem& p) : problem(p), layer(p), inputs(double(p.N) * double(p.I)) {
@@ -89,7 +89,7 @@ struct Stages {
 void evaluation_stages(Stages& s, int64_t block, int64_t chunk, bool with_slopes, bool sorts, const char* what) {
   const Problem& p = s.problem;
   const int64_t group = s.layer.group_features(chunk);
-  EvaluationScratch<float, block_stride(kLargestBlock)> scratch(s.layer, chunk, group, with_slopes, sorts);
+  EvaluationScratch<float> scratch(s.layer, block, chunk, group, with_slopes, sorts);
   const auto blocks = [&](auto body) {
     for (int64_t n0 = 0; n0 < p.N; n0 += block)
       for (int64_t i0 = 0; i0 < p.I; i0 += chunk) body(n0, smaller(block, p.N - n0), i0, smaller(chunk, p.I - i0));
@@ -155,7 +155,7 @@ int main(int argc, char** argv) {
   std::printf("peak\t%.6f\t%.6f\n", 1e3 * some / peak_rate(), 1e-9 * some);
   const int live = s.layer.live;
   const double prepare = seconds([&] {
-    Layer<float> layer(p);
+    TiledLayer<float> layer(p);
     layer.prepare(serial);
   });
   s.report("knot tables", prepare, 0);

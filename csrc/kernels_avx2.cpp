@@ -14,7 +14,7 @@
 
 #define KAN_NAMESPACE kan_avx2
 #define KAN_VECTOR_BYTES 32
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -17,7 +17,7 @@
 
 #define KAN_NAMESPACE kan_avx512
 #define KAN_VECTOR_BYTES 64
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -4,6 +4,6 @@
 
 #define KAN_NAMESPACE kan_baseline
 #define KAN_VECTOR_BYTES 16
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 
 const kan::KernelSet kan::kBaselineKernels = KAN_NAMESPACE::kernel_set("baseline");

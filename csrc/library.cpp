@@ -1,4 +1,4 @@
-// Definition and registration: all that a process without Python needs. The schemas are kan_kernels/schemas.txt's, which a build
+// Definition and registration: all that a process without Python needs. The schemas are kan_kernels/ops/schemas.txt's, which a build
 // without C++ needs too; setup.py makes a header of them.
 #include <torch/csrc/stable/library.h>
 

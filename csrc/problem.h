@@ -43,7 +43,7 @@ struct Problem {
   int64_t edge_stride[2] = {0, 0};         // {I, 1} or, for weights that are (I, O, M) in memory, {1, O}
   void* edge_l1 = nullptr;                 // (O, I), contiguous
   void* edge_std = nullptr;                // (O, I), contiguous
-  double* moments = nullptr;               // (I, M+2, K+4), as `reference_norms.basis_moments`; or their gradient
+  double* moments = nullptr;               // (I, M+2, K+4), as `reference.basis_moments`; or their gradient
 };
 
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.

@@ -1,26 +1,36 @@
-"""KAN layers with fused kernels: `KANLinear`, `KAN`, `kan_linear`, `edge_norms`, and `accelerate` for those of others."""
+"""KAN layers with fused kernels: `KANLinear`, `KAN`, `kan_linear`, `edge_norms`, and `accelerate` for existing models."""
 
 from typing import TYPE_CHECKING
 
 from . import reference as reference
-from .diagnostics import info
-from .edge_norms import edge_norms
-from .functional import kan_linear
+from .backends import Info, info, use_backend
+from .functional import edge_norms, kan_linear
 from .interop import accelerate, restore
-from .layers import KANLinear
-from .network import KAN
-from .ops import use_backend
-from .plotting import plot
+from .nn import KAN, AttributionScores, Edge, KANLinear, PruneResult, plot
+from .version import __version__ as __version__
 
-__all__ = ["KAN", "KANLinear", "accelerate", "edge_norms", "info", "kan_linear", "plot", "restore", "use_backend"]
-__version__ = "0.1.0"
+__all__ = [
+    "KAN",
+    "AttributionScores",
+    "Edge",
+    "Info",
+    "KANLinear",
+    "PruneResult",
+    "accelerate",
+    "edge_norms",
+    "info",
+    "kan_linear",
+    "plot",
+    "restore",
+    "use_backend",
+]
 
 if TYPE_CHECKING:
     from . import parallel as parallel
 else:
 
     def __getattr__(name):
-        # torch.distributed takes its time to import.
+        # Imported lazily because torch.distributed is slow to import.
         if name == "parallel":
             import importlib
 

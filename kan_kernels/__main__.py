@@ -1,5 +1,5 @@
-"""`python -m kan_kernels` prints what `kan_kernels.info()` returns."""
+"""`python -m kan_kernels` prints `kan_kernels.info()`."""
 
-from .diagnostics import info
+from .backends import info
 
 print(info())

@@ -1,7 +1,7 @@
-"""Tensor parallelism: how `torch.distributed.tensor.parallel.parallelize_module` shards a `KANLinear`.
+"""Tensor parallelism: styles for `torch.distributed.tensor.parallel.parallelize_module` that shard a `KANLinear`.
 
-The two styles are `ColwiseParallel`'s and `RowwiseParallel`'s, with their layouts, so that KAN and linear layers follow each
-other in one plan. The parameters become DTensors; the kernels compute on each rank's part.
+The two styles use the same layouts as `ColwiseParallel` and `RowwiseParallel`, so one plan can mix KAN and linear layers. The
+parameters become DTensors, and the kernels run on each rank's local shard.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from .checks import check_floating, check_parameters
-from .layers import KANLinear
-from .sharding import of_parts
+from .nn.linear import KANLinear
+from .utils.checks import check_floating, check_parameters
+from .utils.dtensor import of_parts
 
 
 class _Sharded(ParallelStyle):
-    dim: ClassVar[int]  # of the parameters, (O, I, ...), that is sharded
+    dim: ClassVar[int]  # the sharded dimension of the parameters (O, I, ...)
     inputs: ClassVar[Placement]
     outputs: ClassVar[Placement]
 
@@ -51,7 +51,7 @@ class _Sharded(ParallelStyle):
 
     def _partition(self, name: str, layer: nn.Module, mesh: DeviceMesh) -> None:
         if not isinstance(layer, KANLinear):
-            return  # a base activation
+            return  # the base activation is not sharded
         for key, parameter in list(layer.named_parameters(recurse=False)):
             sharded = distribute_tensor(parameter, mesh, [Shard(self.dim)])
             setattr(layer, key, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
@@ -61,17 +61,17 @@ class _Sharded(ParallelStyle):
             layer.grid = distribute_tensor(layer.grid, mesh, [Shard(0)])
 
     def own_input(self, x: DTensor) -> Tensor:
-        """The features that a rank's part of the layer takes."""
+        """Return the input features of this rank's shard of the layer."""
         raise NotImplementedError
 
     def joined(self, y: Tensor, mesh: DeviceMesh, out_features: int) -> DTensor:
-        """What the ranks' parts of the layer computed, as one."""
+        """Combine the outputs of all ranks' shards into one DTensor."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class LayerSharding:
-    """How a layer's inputs and outputs, norms and features are spread over a mesh: what it asks itself besides its forward."""
+    """Converts a sharded layer's inputs, outputs, norms and features between local shards and full tensors."""
 
     style: _Sharded
     mesh: DeviceMesh
@@ -79,14 +79,14 @@ class LayerSharding:
     out_features: int
 
     def own_input(self, x: Any) -> Tensor:
-        """Of x, laid out as for the forward, what this rank computes on; its gradient goes back where x's parts came from.
+        """Return this rank's part of x, which has the layout of the forward's input. Gradients flow back to x.
 
-        Checked on every rank alike: one that raises alone leaves the others waiting.
+        Every rank runs the same check: if only one rank raised, the others would wait forever.
         """
         return self.style.own_input(self._input(x))
 
     def whole_input(self, x: Any) -> Tensor:
-        """x (..., I), laid out as for the forward, on every rank."""
+        """Return the full x (..., I) on every rank. x has the layout of the forward's input."""
         return self._input(x).full_tensor()
 
     def _input(self, x: Any) -> DTensor:
@@ -97,36 +97,36 @@ class LayerSharding:
         return x
 
     def own_features(self, x: Tensor) -> Tensor:
-        """(N, I) -> the columns of this rank's knots."""
+        """Return the columns of x (N, I) whose knots this rank holds."""
         return distribute_tensor(x, self.mesh, [Shard(1)], src_data_rank=None).to_local() if self.style.dim == 1 else x
 
     def laid_out_output(self, y: Tensor) -> Tensor:
-        """What a rank's part computed -> the layer's output, as `output_layouts` and `use_local_output` say."""
+        """Convert the output of this rank's shard to the layer's output, following `output_layouts` and `use_local_output`."""
         layout = self.style.output_layouts
         joined = self.style.joined(y, self.mesh, self.out_features)
         joined = joined.redistribute(self.mesh, [Shard(layout.dim % y.dim()) if isinstance(layout, Shard) else layout])
         return joined.to_local() if self.style.use_local_output else joined
 
     def whole_output(self, y: Any) -> Tensor:
-        """The layer's output (..., O) on every rank."""
+        """Return the layer's full output (..., O) on every rank."""
         return _as_dtensor(y, self.mesh, self.style.output_layouts, self.out_features).full_tensor()
 
     def whole_norms(self, norms: Tensor) -> Tensor:
-        """(O, I) from the norms of this rank's edges."""
+        """Gather the norms of all edges (O, I) from the norms of this rank's edges."""
         size = (self.out_features, self.in_features)[self.style.dim]
         return _of_parts(norms, self.mesh, self.style.dim, size).full_tensor()
 
 
 class ColwiseKAN(_Sharded):
-    """Shard a `KANLinear` by its out_features: every rank computes O / ranks outputs from all inputs.
+    """Shard a `KANLinear` along its out_features. Every rank computes O / ranks outputs from all inputs.
 
     Args:
-        input_layouts: of the layer's input, `Replicate()` unless given; other layouts are gathered first.
-        output_layouts: wanted of its output, `Shard(-1)` unless given.
-        use_local_output: return each rank's tensor, else a DTensor.
+        input_layouts: the layout of the layer's input, default `Replicate()`. Other layouts are gathered first.
+        output_layouts: the layout of the layer's output, default `Shard(-1)`.
+        use_local_output: whether to return the local tensor instead of a DTensor.
 
     Raises (when applied):
-        TypeError: the module is no `KANLinear`.
+        TypeError: the module is not a `KANLinear`.
 
     Equivalent to, on rank r of R:
         part = slice(r * O // R, (r + 1) * O // R)
@@ -136,7 +136,7 @@ class ColwiseKAN(_Sharded):
     dim, inputs, outputs = 0, Replicate(), Shard(-1)
 
     def own_input(self, x: DTensor) -> Tensor:
-        # Every rank's outputs give their part of the gradient.
+        # The gradient of x is the sum of the ranks' contributions.
         return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
     def joined(self, y: Tensor, mesh: DeviceMesh, out_features: int) -> DTensor:
@@ -144,15 +144,15 @@ class ColwiseKAN(_Sharded):
 
 
 class RowwiseKAN(_Sharded):
-    """Shard a `KANLinear` by its in_features: every rank computes what I / ranks inputs add to all outputs.
+    """Shard a `KANLinear` along its in_features. Every rank computes the contribution of I / ranks inputs to all outputs.
 
     Args:
-        input_layouts: of the layer's input, `Shard(-1)` unless given: what `ColwiseKAN` and `ColwiseParallel` leave.
-        output_layouts: wanted of its output, `Replicate()` unless given: the ranks' sums are added up.
-        use_local_output: return each rank's tensor, else a DTensor.
+        input_layouts: the layout of the layer's input, default `Shard(-1)`, the output of `ColwiseKAN` and `ColwiseParallel`.
+        output_layouts: the layout of the layer's output, default `Replicate()`: the ranks' contributions are summed.
+        use_local_output: whether to return the local tensor instead of a DTensor.
 
     Raises (when applied):
-        TypeError: the module is no `KANLinear`.
+        TypeError: the module is not a `KANLinear`.
 
     Equivalent to, on rank r of R:
         part = slice(r * I // R, (r + 1) * I // R)
@@ -170,7 +170,7 @@ class RowwiseKAN(_Sharded):
 
 
 def _as_dtensor(x: Any, mesh: DeviceMesh, placement: Placement, features: int) -> DTensor:
-    """A rank's part of a tensor of `features` last dimensions as a DTensor; one that is a DTensor already, as it is."""
+    """Wrap a rank's part of a tensor (..., features) in a DTensor. A DTensor is returned unchanged."""
     if isinstance(x, DTensor):
         return x
     if not (isinstance(placement, Shard) and placement.dim in (-1, x.dim() - 1)):
@@ -179,5 +179,5 @@ def _as_dtensor(x: Any, mesh: DeviceMesh, placement: Placement, features: int) -
 
 
 def _of_parts(part: Tensor, mesh: DeviceMesh, dim: int, size: int) -> DTensor:
-    """A DTensor of `size` along `dim`, of which ranks may have parts of different sizes."""
+    """Build a DTensor with `size` elements along `dim` from local parts, whose sizes may differ between ranks."""
     return of_parts(part, mesh, [Shard(dim)], [*part.shape[:dim], size, *part.shape[dim + 1 :]])

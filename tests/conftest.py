@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CASES, DTYPES
 
-from kan_kernels import ops
+from kan_kernels import backends
 
 EXTENTS = ("check", "usual", "full")
 
@@ -56,7 +56,7 @@ def in_extent(item, extent: str, position: int) -> bool:
     case, dtype, order = CASES.index(parameters["case"]), DTYPES.index(parameters["dtype"]), parameters["order"]
     wide = parameters["dtype"] in (torch.float32, torch.float64)
     if extent == "check":
-        best = parameters["instruction_set"] == ops.available_instruction_sets()[-1]
+        best = parameters["instruction_set"] == backends.available_instruction_sets()[-1]
         return best and wide and order < 2 and case % 5 == 0
     return (wide and order < 2) or order == 0 or (case + dtype + order) % 4 == 0
 
@@ -69,15 +69,15 @@ def poisoned_allocations():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=ops.INSTRUCTION_SETS)
+@pytest.fixture(params=backends.INSTRUCTION_SETS)
 def instruction_set(request):
     """Every instruction set of the C++ kernels in turn."""
-    if request.param not in ops.available_instruction_sets():
+    if request.param not in backends.available_instruction_sets():
         pytest.skip(f"{request.param}: not on this processor, or built without C++")
-    before = ops.instruction_set()
-    ops.select_instruction_set(request.param)
+    before = backends.instruction_set()
+    backends.select_instruction_set(request.param)
     yield request.param
-    ops.select_instruction_set(before)
+    backends.select_instruction_set(before)
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def norms_of_fully_sharded():
     for layer in net.layers:
         fully_shard(layer)
         register_fsdp_forward_method(layer, "edge_norms")
-    with pytest.raises(ValueError, match=r"edge_norms: .*got one that fully_shard sharded"):
+    with pytest.raises(ValueError, match=r"edge_norms: .*got one sharded by fully_shard"):
         fully_shard(kk.KANLinear(3, 2)).edge_norms(x)
     fully_shard(net)
     for name in ("of the weights", "l1", "u"):
@@ -248,7 +248,7 @@ def refused():
     with pytest.raises(ValueError, match="plot: expected a net that is not sharded"):
         kk.plot(net, x)
     sharded = fully_sharded(net_of())
-    not_of_fsdp = "expected a module that fully_shard did not shard"
+    not_of_fsdp = "expected a module that is not sharded by fully_shard"
     with pytest.raises(ValueError, match=f"update_grid: {not_of_fsdp}"):
         sharded(x, update_grid=True)
     with pytest.raises(ValueError, match=f"refine: {not_of_fsdp}"):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kan_kernels as kk
-from kan_kernels import fallbacks
-from kan_kernels.interop import fused
+from kan_kernels import backends
+from kan_kernels.interop import class_swap
 
 POINTS = torch.cat([torch.linspace(-2.5, 2.5, 61), torch.tensor([-1.0, 1.0])]).double()
 
@@ -21,7 +21,7 @@ POINTS = torch.cat([torch.linspace(-2.5, 2.5, 61), torch.tensor([-1.0, 1.0])]).d
 @pytest.fixture(autouse=True)
 def first_time(monkeypatch):
     """A fallback is logged once: every test is the first."""
-    monkeypatch.setattr(fallbacks, "_seen", {})
+    monkeypatch.setattr(backends, "_fallbacks", {})
 
 
 def rows(inputs, seed=0):
@@ -184,22 +184,22 @@ def renamed(**changes):
 
 
 LEFT = {
-    "a bias of 1e-4": (lambda: changed(lambda self, x: own_forward(self, x) + 1e-4), "its forward computes something else"),
+    "a bias of 1e-4": (lambda: changed(lambda self, x: own_forward(self, x) + 1e-4), "computes a different function"),
     "dropout": (
         lambda: changed(lambda self, x: nn.functional.dropout(own_forward(self, x), 0.5, self.training)),
-        "its forward computes something else",
+        "computes a different function",
     ),
     "only in evaluation": (
         lambda: changed(lambda self, x: own_forward(self, x) if self.training else own_forward(self, x).softmax(-1)),
-        "its forward computes something else",
+        "computes a different function",
     ),
-    "a clamp": (lambda: changed(lambda self, x: own_forward(self, x.clamp(-50, 50))), "its forward computes something else"),
-    "no NaN": (lambda: changed(lambda self, x: own_forward(self, x.nan_to_num())), "its forward computes something else"),
-    "another parameter": (lambda: Biased(3, 2), r"it holds \['base_weight', 'bias', 'grid', 'spline_weight'\]"),
+    "a clamp": (lambda: changed(lambda self, x: own_forward(self, x.clamp(-50, 50))), "computes a different function"),
+    "no NaN": (lambda: changed(lambda self, x: own_forward(self, x.nan_to_num())), "computes a different function"),
+    "another parameter": (lambda: Biased(3, 2), r"buffers are \['base_weight', 'bias', 'grid', 'spline_weight'\]"),
     "an error": (lambda: changed(failing), "its forward cannot be compared: RuntimeError: out of order"),
     "another shape": (
         lambda: changed(lambda self, x: torch.cat([own_forward(self, x)] * 2, -1)),
-        r"its forward gives shape \(17, 4\) where the fused one gives \(17, 2\)",
+        r"its forward returns shape \(17, 4\), the fused forward \(17, 2\)",
     ),
     "more arguments": (
         lambda: changed(lambda self, x, scale=1.0: own_forward(self, x) * scale),
@@ -207,9 +207,9 @@ LEFT = {
     ),
     "an overridden forward": (lambda: Overriding(3, 2), "Overriding overrides the forward of KANLinear"),
     "a replaced forward": (lambda: renamed(forward=torch.sin), "its forward was replaced on the instance"),
-    "equal knots": (frozen_knots, "its own forward gives nothing to compare"),
+    "equal knots": (frozen_knots, "its forward returns no finite nonzero values"),
     "a wrong degree": (lambda: renamed(spline_order=2), "the shapes do not fit"),
-    "a missing scaler": (lambda: renamed(enable_standalone_scale_spline=False), "spline_scaler says otherwise"),
+    "a missing scaler": (lambda: renamed(enable_standalone_scale_spline=False), "contradicts its spline_scaler"),
     "no grid_eps": (lambda: _without("grid_eps"), "it has no grid_eps"),
     "no flag, which it reads": (
         lambda: _without("enable_standalone_scale_spline"),
@@ -228,21 +228,21 @@ LEFT = {
         lambda: _with_tensors(spline_weight=nn.UninitializedParameter()),
         "its spline_weight is not initialized yet",
     ),
-    "the meta device": (lambda: peer_layers.KANLinear(3, 2).to("meta"), "on the meta device, without values"),
+    "the meta device": (lambda: peer_layers.KANLinear(3, 2).to("meta"), "on the meta device and has no values"),
     "integers": (
         lambda: _with_tensors(spline_weight=nn.Parameter(torch.zeros(2, 3, 8, dtype=torch.int8), requires_grad=False)),
-        "its spline_weight is of torch.int8",
+        "its spline_weight has dtype torch.int8",
     ),
     "a trained grid": (lambda: _with_tensors(grid=nn.Parameter(peer_layers.KANLinear(3, 2).grid)), "its grid is trained"),
     "an attribute that raises": (lambda: Raising(3, 2), "it cannot be examined: RuntimeError: no order today"),
     "a gradient of its own": (
         lambda: changed(lambda self, x: own_forward(self, x.detach() + 0 * x)),
-        "its forward computes something else",
+        "computes a different function",
     ),
-    "a function": (lambda: _with_a_function(), "its base_activation is no module"),
+    "a function": (lambda: _with_a_function(), "its base_activation is not a module"),
     "TorchScript": (lambda: torch.jit.trace(peer_layers.KANLinear(3, 2), torch.zeros(1, 3)), "compiled by TorchScript"),
-    "fast-kan": (FastKANLayer, "radial basis functions are another family"),
-    "unknown": (SplineLayer, r"an unknown kind of KAN layer, which holds \['coefficients', 'grid'\]"),
+    "fast-kan": (FastKANLayer, "fast-kan uses radial basis functions"),
+    "unknown": (SplineLayer, r"an unknown kind of KAN layer with parameters and buffers \['coefficients', 'grid'\]"),
 }
 
 
@@ -291,11 +291,11 @@ def test_look_alikes_are_left_alone_and_why_is_said(which, capsys, caplog):
     assert type(net["first"]) is kind
     assert type(net["second"]) is not peer_layers.KANLinear
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"first, {kind.__name__}: left, ")
+    assert first.startswith(f"first, {kind.__name__}: unchanged, ")
     assert re.search(reason, first)
-    assert second == "second, KANLinear: on the kernels"
-    assert any("accelerate left first" in message for message in caplog.messages)
-    assert any(what.startswith("accelerate left first") for what in kk.info().fallbacks)
+    assert second == "second, KANLinear: runs on the kernels"
+    assert any("accelerate did not change first" in message for message in caplog.messages)
+    assert any(what.startswith("accelerate did not change first") for what in kk.info().fallbacks)
 
 
 def test_a_name_with_kan_in_it_is_no_reason(capsys):
@@ -394,7 +394,7 @@ def test_an_attribute_that_only_one_layer_has_is_looked_at():
 def test_all_or_nothing(monkeypatch):
     """Whatever an exchange of classes raises, no class is exchanged."""
     net = peer_layers.KAN([2, 3, 1])
-    exchange, calls = fused.fuse, []
+    exchange, calls = class_swap.fuse, []
 
     def failing_at_the_second(module, mixin):
         calls.append(module)
@@ -402,7 +402,7 @@ def test_all_or_nothing(monkeypatch):
             raise KeyboardInterrupt
         exchange(module, mixin)
 
-    monkeypatch.setattr(fused, "fuse", failing_at_the_second)
+    monkeypatch.setattr(class_swap, "fuse", failing_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         kk.accelerate(net)
     assert len(calls) == 2
@@ -502,7 +502,7 @@ def test_restore_leaves_what_another_has_exchanged_since():
     y = layer(x)
     kk.restore(layer)
     assert torch.equal(layer(x), y)
-    assert any(what.startswith("restore left a KANLinear") for what in kk.info().fallbacks)
+    assert any(what.startswith("restore did not change a KANLinear") for what in kk.info().fallbacks)
 
 
 def test_two_reasons_are_two(caplog):
@@ -518,9 +518,9 @@ def test_nothing_to_accelerate(capsys):
     kk.accelerate(nn.Linear(2, 2), verbose=True)
     assert capsys.readouterr().out == "no KAN layers in this model\n"
     kk.accelerate(nn.Linear(2, 2))
-    assert kk.info().fallbacks == {"accelerate left Linear": "no KAN layers in this model"}
+    assert kk.info().fallbacks == {"accelerate did not change Linear": "no KAN layers in this model"}
     kk.accelerate(kk.KAN([2, 3, 1]), verbose=True)
-    assert "layers.0, KANLinear: on the kernels" in capsys.readouterr().out
+    assert "layers.0, KANLinear: runs on the kernels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("function", [kk.accelerate, kk.restore])

@@ -411,7 +411,7 @@ def _with(change):
 LEFT = {
     "an overridden forward": (lambda: Doubled([2, 3, 1], auto_save=False), "Doubled overrides the forward of MultKAN"),
     "an older pykan's": (lambda: _with(lambda net: delattr(net, "input_id")), "it has no input_id"),
-    "a wrong depth": (lambda: _with(lambda net: setattr(net, "depth", 1)), "2 layers and 2 of formulas for a depth of 1"),
+    "a wrong depth": (lambda: _with(lambda net: setattr(net, "depth", 1)), "2 layers and 2 symbolic layers for a depth of 1"),
     "formulas of its own": (
         lambda: _with(lambda net: setattr(net.symbolic_fun[1], "forward", torch.sin)),
         "symbolic_fun.1: its forward was replaced on the instance",
@@ -435,11 +435,11 @@ def test_look_alikes_are_left_alone(which, capsys):
 
 
 LEFT_LAYERS = {
-    "another layer": (lambda net: net.act_fun.__setitem__(1, StrangeLayer()), "act_fun.1, StrangeLayer", "something else"),
+    "another layer": (lambda net: net.act_fun.__setitem__(1, StrangeLayer()), "act_fun.1, StrangeLayer", "different function"),
     "another parameter": (
         lambda net: setattr(net.act_fun[0], "shift", nn.Parameter(torch.zeros(1))),
         "act_fun.0, KANLayer",
-        r"it holds \['coef', 'grid', 'mask', 'scale_base', 'scale_sp', 'shift'\]",
+        r"its parameters and buffers are \['coef', 'grid', 'mask', 'scale_base', 'scale_sp', 'shift'\]",
     ),
     "trained knots": (lambda net: net.act_fun[0].grid.requires_grad_(), "act_fun.0, KANLayer", "its grid is trained"),
     "no grid_eps": (lambda net: delattr(net.act_fun[0], "grid_eps"), "act_fun.0, KANLayer", "it has no grid_eps"),
@@ -466,7 +466,7 @@ def test_a_network_with_a_strange_layer_runs_the_others_on_the_kernels(which, ca
     place = int(name[8])
     kind = type(ours.act_fun[place])
     kk.accelerate(ours, verbose=True)
-    assert re.search(f"{name}: left, not pykan's KANLayer: .*{reason}", capsys.readouterr().out)
+    assert re.search(f"{name}: unchanged, not pykan's KANLayer: .*{reason}", capsys.readouterr().out)
     assert type(ours).__name__ == "FusedMultKAN"
     assert type(ours.act_fun[place]) is kind
     assert type(ours.act_fun[1 - place]).__name__ == "FusedKANLayer"

@@ -12,7 +12,7 @@ from cases import Case, make
 from torch import nn
 
 import kan_kernels as kk
-from kan_kernels import fallbacks, ops, reference
+from kan_kernels import backends, reference
 
 PACKAGE = Path(kk.__file__).parent
 
@@ -26,16 +26,16 @@ def run_python(code: str, path: Path | None = None, **environment: str) -> subpr
 
 def test_use_backend_switches_and_restores():
     t = make(Case(7, 3, 5), torch.float32)
-    assert ops.backend() == os.environ.get("KAN_KERNELS_BACKEND", "auto")
+    assert backends.backend() == os.environ.get("KAN_KERNELS_BACKEND", "auto")
     with kk.use_backend("reference"):
-        assert ops.backend() == "reference"
+        assert backends.backend() == "reference"
         assert torch.equal(kk.kan_linear(t.x, t.spline_weight, t.grid), reference.kan_linear(t.x, t.spline_weight, t.grid))
         with kk.use_backend("cpp"):
-            assert ops.backend() == "cpp"
-        assert ops.backend() == "reference"
+            assert backends.backend() == "cpp"
+        assert backends.backend() == "reference"
     with pytest.raises(ZeroDivisionError), kk.use_backend("reference"):
         raise ZeroDivisionError
-    assert ops.backend() != "reference"
+    assert backends.backend() != "reference"
 
 
 def test_environment_chooses():
@@ -49,7 +49,7 @@ def test_environment_chooses():
 
 
 def test_info_as_a_module(monkeypatch):
-    monkeypatch.setattr(fallbacks, "_seen", {})  # other tests' are not that process's
+    monkeypatch.setattr(backends, "_fallbacks", {})  # other tests' are not that process's
     shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels"], capture_output=True, text=True, cwd="/")
     assert shown.stdout.strip() == str(kk.info()).strip(), shown.stderr
 
@@ -60,7 +60,7 @@ def test_info():
     assert info.serves["cpu"] == "cpp"
     assert "triton" in info.unavailable
     assert info.instruction_set in info.available_instruction_sets
-    assert {*info.available_instruction_sets, *info.unavailable_instruction_sets} == set(ops.INSTRUCTION_SETS)
+    assert {*info.available_instruction_sets, *info.unavailable_instruction_sets} == set(backends.INSTRUCTION_SETS)
 
 
 def test_info_says_why_there_is_no_faster_instruction_set(monkeypatch):
@@ -70,15 +70,15 @@ def test_info_says_why_there_is_no_faster_instruction_set(monkeypatch):
         def kan_kernels_select_instruction_set(self, level):
             return 0
 
-    monkeypatch.setattr(ops, "_cpp", OldProcessor())
-    monkeypatch.setattr(ops.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(backends, "extension", OldProcessor())
+    monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
     info = kk.info()
     assert info.available_instruction_sets == ("baseline",)
     assert "  not avx2      not supported by this processor; needs AVX2, FMA, F16C, BMI1 and BMI2\n" in str(info)
-    monkeypatch.setattr(ops.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(backends.platform, "machine", lambda: "aarch64")
     assert "  not avx512    compiled for x86-64 only, and this library is for aarch64\n" in str(kk.info())
     with pytest.raises(ValueError, match="'avx2' is not available: compiled for x86-64 only, and this library is for aarch64"):
-        ops.select_instruction_set("avx2")
+        backends.select_instruction_set("avx2")
 
 
 def test_a_plain_activation_is_visible(caplog):
@@ -122,11 +122,12 @@ import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
 import torch, kan_kernels as kk
-from kan_kernels import ops, reference
+from kan_kernels import reference
+from kan_kernels.ops import library
 assert "triton" not in sys.modules
 layer, x = kk.KANLinear(3, 2), torch.rand(4, 3)
 arguments = (x, None, layer.spline_weight.detach(), None, layer.grid, None, "silu", 0)
-assert torch.equal(ops._launch("spline_forward", *arguments), reference.spline_forward(*arguments))
+assert torch.equal(library._launch("spline_forward", *arguments), reference.spline_forward(*arguments))
 print(kk.info())
 """
     done = run_python(code)

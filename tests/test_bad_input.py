@@ -71,13 +71,13 @@ TENSORS = [
         "spline_weight",
         torch.zeros(O, I, 30),
         ValueError,
-        "grid: expected .* 30 bases of spline_weight .* 12 knots, which would mean K = -19",
+        "grid: expected .* 30 bases of spline_weight .* 12 knots, which implies K = -19",
     ),
     (
         "spline_weight",
         torch.zeros(O, I, 2),
         ValueError,
-        "grid: expected .* 2 bases of spline_weight .* 12 knots, which would mean K = 9 and G = -7",
+        "grid: expected .* 2 bases of spline_weight .* 12 knots, which implies K = 9 and G = -7",
     ),
     ("grid", 5, TypeError, "grid: expected a torch.Tensor, got int"),
     ("grid", torch.zeros(12), ValueError, r"grid: expected 2 dimensions \(I, G\+2K\+1\), got shape \(12,\)"),
@@ -95,7 +95,7 @@ TENSORS = [
         "grid: expected float32, the dtype of spline_weight, or a wider dtype, got float16",
     ),
     ("grid", torch.zeros(I, 12, device="meta"), ValueError, "grid: expected cpu, the device of spline_weight"),
-    ("grid", torch.zeros(I, 8), ValueError, "grid: expected G.2K.1 knots .* got 8 knots, which would mean K = -1"),
+    ("grid", torch.zeros(I, 8), ValueError, "grid: expected G.2K.1 knots .* got 8 knots, which implies K = -1"),
     ("base_weight", 1.0, TypeError, "base_weight: expected a torch.Tensor, got float"),
     ("base_weight", torch.zeros(I, O), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3, 2\)"),
     ("base_weight", torch.zeros(I), ValueError, r"base_weight: expected shape \(O, I\) = \(2, 3\), got \(3,\)"),
@@ -128,7 +128,7 @@ TENSORS = [
         r"base_activation: expected one of \('silu', 'identity'\) or a callable, got 'relu'",
     ),
     ("base_activation", 3, TypeError, "base_activation: expected one of .*, a callable or None, got int"),
-    ("base_activation", None, ValueError, "base_weight: expected None, since base_activation is None, got a tensor"),
+    ("base_activation", None, ValueError, "base_weight: expected None because base_activation is None, got a tensor"),
 ]
 
 

@@ -83,7 +83,8 @@ def test_the_plot_has_the_tables_names_and_says_what_is_missing(results):
 
 
 def test_the_plot_draws_quartiles_where_there_are_some(results):
-    assert "these results have no quartiles" in written(plot.draw(results))[2].replace("\n", " ")
+    without = [{key: value for key, value in record.items() if key != "quartiles_ms"} for record in results]
+    assert "these results have no quartiles" in written(plot.draw(without))[2].replace("\n", " ")
     quartiles = [record | {"quartiles_ms": [0.9 * record["median_ms"], 1.2 * record["median_ms"]]} for record in results]
     figure = plot.draw(quartiles)
     assert "first to the third quartile" in written(figure)[2]

@@ -146,16 +146,16 @@ def changed_inputs():
 
 
 REFUSED_OF_PYKAN = {
-    "formulas": (lambda: symbolic(network()), "layer 0 has symbolic edges, the first of input 0 and output 1"),
+    "formulas": (lambda: symbolic(network()), "layer 0 has symbolic edges, the first from input 0 to output 1"),
     "products": (lambda: network((3, [2, 2], 2)), r"layer 0 has multiplication nodes \(6 sums for 4 nodes\)"),
     "trained affines": (
         lambda: network(affine_trainable=True),
-        "node_bias_0 is trained .*, which a KAN has not",
+        "node_bias_0 is trained .*, which `KAN` does not support",
     ),
     "biases": (lambda: affine(network()), "node_bias_0 is not 0 everywhere"),
     "scales": (lambda: _scaled(network()), "subnode_scale_1 is not 1 everywhere"),
-    "inputs": (changed_inputs, r"its input_id \[0, 2\] chooses among inputs"),
-    "a function": (lambda: network(base_fun=torch.tanh), "its base_fun .* is a plain function"),
+    "inputs": (changed_inputs, r"input_id \[0, 2\] selects inputs, which `KAN` does not"),
+    "a function": (lambda: network(base_fun=torch.tanh), "base_fun .* is a plain function"),
     "another module": (lambda: nn.Linear(2, 2), "expected a MultKAN of pykan 0.2.8 or its state_dict, got Linear"),
     "no state": (lambda: [1, 2], "expected a MultKAN of pykan 0.2.8 or its state_dict, got list"),
     "other keys": (lambda: {"weight": torch.zeros(2)}, r"expected keys act_fun.0.\*, act_fun.1.\*, ..., got \['weight'\]"),
@@ -177,7 +177,7 @@ def test_an_older_pykans_state_is_refused_by_name(as_state):
     layer = net.act_fun[0]
     for name, shape in {"coef": (15, 8), "grid": (15, 6), "mask": (15,), "scale_base": (15,), "scale_sp": (15,)}.items():
         setattr(layer, name, nn.Parameter(torch.ones(shape)))
-    message = r"expected act_fun.0.coef \(I, O, G\+K\) of pykan 0.2.8, got shape \(15, 8\), which is \(I \* O, G\+K\) in"
+    message = r"expected act_fun.0.coef \(I, O, G\+K\) of pykan 0.2.8, got shape \(15, 8\), the shape \(I \* O, G\+K\) of"
     with pytest.raises(ValueError, match=message):
         kk.KAN.from_pykan(net.state_dict() if as_state else net)
 
@@ -205,14 +205,14 @@ def test_what_cannot_be_carried_is_refused(which, as_state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.layers.append(nn.Linear(1, 1)), "layers: expected KANLinear layers alone, as pykan's, got a Linear"),
+        (lambda net: net.layers.append(nn.Linear(1, 1)), "layers: expected only KANLinear layers, got a Linear"),
         (
             lambda net: setattr(net.layers[1], "base_activation", nn.Tanh()),
             "base_activation: expected the same in every layer",
         ),
         (
             lambda net: setattr(net.layers[0], "spline_order", 0),
-            "spline_order: expected at least 1, which is pykan's smallest",
+            "spline_order: expected at least 1, the smallest in pykan, got 0",
         ),
     ],
 )
@@ -246,7 +246,7 @@ REFUSED_OF_EFFICIENT_KAN = {
     "more keys": (
         lambda: LAYER | {"head.weight": torch.zeros(2)},
         ValueError,
-        r"keys alone, layers.\*, got \['head.weight'\]",
+        r"only efficient-kan's keys layers.\*, got \['head.weight'\]",
     ),
     "a missing key": (lambda: without(LAYER, "layers.0.grid"), ValueError, "expected a key layers.0.grid, got"),
     "a rank": (

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import silu
 
 import kan_kernels as kk
-from kan_kernels import reference_norms
+from kan_kernels import reference
 
 
 def drawn_layer(K=3, **options):
@@ -106,7 +106,7 @@ def test_its_docstrings_equivalent():
     t = torch.randn(33, dtype=torch.float64)
     x = torch.zeros(33, 3, dtype=torch.float64)
     x[:, 1] = t
-    values = reference_norms.edge_values(x, layer.spline_weight, layer.spline_scaler, layer.grid, layer.base_weight, "silu")
+    values = reference.edge_values(x, layer.spline_weight, layer.spline_scaler, layer.grid, layer.base_weight, "silu")
     torch.testing.assert_close(layer.edge(2, 1)(t), values[:, 2, 1], rtol=1e-11, atol=1e-12)
 
 

@@ -7,11 +7,11 @@ from cases import Case, make
 from torch import nn
 
 import kan_kernels as kk
-from kan_kernels import fallbacks, reference_norms
+from kan_kernels import reference
 
 
 def dense(t, ord, activation="silu"):
-    values = reference_norms.edge_values(t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, activation)
+    values = reference.edge_values(t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, activation)
     return values.abs().mean(0) if ord == "l1" else values.std(0)
 
 
@@ -61,7 +61,7 @@ def test_second_derivatives_run_on_the_reference_and_say_so(ord):
     ours = squares(kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, ord, spline_scaler=t.spline_scaler))
     for value, truth in zip(ours, squares(dense(t, ord)), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-7, atol=1e-9)
-    assert "second derivatives and tangents of edge norms run on the reference" in fallbacks.noted()
+    assert "second derivatives and tangents of edge norms run on the reference" in kk.info().fallbacks
 
 
 def test_any_leading_dimensions_and_a_module_as_activation():
@@ -70,7 +70,7 @@ def test_any_leading_dimensions_and_a_module_as_activation():
     for ord in ("l1", "std"):
         torch.testing.assert_close(kk.edge_norms(leading, t.spline_weight, t.grid, t.base_weight, ord), dense(t, ord))
         tanh = kk.edge_norms(t.x, t.spline_weight, t.grid, t.base_weight, ord, base_activation=torch.tanh)
-        values = reference_norms.edge_values(t.x, t.spline_weight, None, t.grid, None, "silu")
+        values = reference.edge_values(t.x, t.spline_weight, None, t.grid, None, "silu")
         values = values + torch.tanh(t.x).unsqueeze(1) * t.base_weight
         torch.testing.assert_close(tanh, values.abs().mean(0) if ord == "l1" else values.std(0))
     with kk.use_backend("reference"):
@@ -84,9 +84,7 @@ def test_a_spread_small_beside_the_mean_is_not_cancelled():
     with torch.no_grad():
         layer.spline_weight.copy_(1000 + 0.02 * torch.rand(layer.spline_weight.shape, generator=generator))
     x = torch.rand(4096, 3, generator=generator) * 2 - 1
-    exact = reference_norms.edge_values(x.double(), layer.spline_weight.double(), None, layer.grid.double(), None, "silu").std(
-        0
-    )
+    exact = reference.edge_values(x.double(), layer.spline_weight.double(), None, layer.grid.double(), None, "silu").std(0)
     torch.testing.assert_close(layer.edge_norms(x, "std").double(), exact, rtol=1e-5, atol=0)
 
 

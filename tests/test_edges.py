@@ -9,7 +9,8 @@ from cases import CASES, DTYPES, Case, Tensors, make
 from tolerance import assert_twice_rule
 
 import kan_kernels as kk
-from kan_kernels import ops, reference_norms, reference_std
+from kan_kernels import ops, reference
+from kan_kernels.reference import edges
 
 SOME = [case for case in CASES if case.N > 0 and case.N * case.I * case.M * case.O <= 300_000]
 
@@ -17,13 +18,13 @@ SOME = [case for case in CASES if case.N > 0 and case.N * case.I * case.M * case
 @contextmanager
 def absolute_terms():
     """The reference with |bases| and |b|, and so |phi|: what results add up to before they cancel."""
-    basis, activation = reference_norms.basis, reference_norms.base_activation
-    reference_norms.basis = lambda *a: basis(*a).abs()
-    reference_norms.base_activation = lambda *a: activation(*a).abs()
+    basis, activation = edges.basis, edges.base_activation
+    edges.basis = lambda *a: basis(*a).abs()
+    edges.base_activation = lambda *a: activation(*a).abs()
     try:
         yield
     finally:
-        reference_norms.basis, reference_norms.base_activation = basis, activation
+        edges.basis, edges.base_activation = basis, activation
 
 
 def magnitudes(t: Tensors) -> Tensors:
@@ -46,7 +47,7 @@ def away_from_zero(t: Tensors, case: Case, seed: int) -> Tensors:
     if t.base_weight is not None:
         t.base_weight = t.base_weight / 8
     # Inputs are rounded already: moving some to places that are rounded too leaves the dtype's own problem.
-    values = reference_norms.edge_values(*arguments(t.to(torch.float64), case))
+    values = reference.edge_values(*arguments(t.to(torch.float64), case))
     near = ((values.abs() < 0.1) & (values != 0)).any(1)
     inside = (torch.rand(t.x.shape, generator=generator) * 1.8 - 0.9).to(torch.bfloat16).to(t.x.dtype)
     t.x = torch.where(near, inside, t.x)
@@ -80,11 +81,11 @@ def test_against_the_reference(instruction_set, operator, case, dtype):
     def compute(reference_dtype, seed):
         t = away_from_zero(make(case, dtype, seed), case, seed)
         same = away_from_zero(make(case, reference_dtype, seed), case, seed)
-        values, exact = operator(ops, t, case), operator(reference_norms, t.to(torch.float64), case)
-        reference_values = operator(reference_norms, same, case)
-        reference_exact = operator(reference_norms, same.to(torch.float64), case)
+        values, exact = operator(ops, t, case), operator(reference, t.to(torch.float64), case)
+        reference_values = operator(reference, same, case)
+        reference_exact = operator(reference, same.to(torch.float64), case)
         with absolute_terms():
-            scales = operator(reference_norms, magnitudes(t), case)
+            scales = operator(reference, magnitudes(t), case)
         for value, truth, other, other_truth, scale in zip(
             values, exact, reference_values, reference_exact, scales, strict=True
         ):
@@ -99,11 +100,11 @@ def test_against_the_reference(instruction_set, operator, case, dtype):
 def test_moments_are_of_double_accuracy(instruction_set, case, dtype):
     """Whatever the inputs' dtype, the reference computes in float64 as well."""
     t = make(case, dtype)
-    gradient, truth = moments_gradient(ops, t, case)[0], moments_gradient(reference_norms, t, case)[0]
+    gradient, truth = moments_gradient(ops, t, case)[0], moments_gradient(reference, t, case)[0]
     eps = torch.finfo(dtype).eps if dtype is not torch.float64 else 1e-12
     torch.testing.assert_close(gradient, truth, rtol=eps, atol=eps * truth.abs().max().item())
     moments = ops.basis_moments(t.x, t.grid, case.K, case.base or "silu")
-    exact = reference_norms.basis_moments(t.x, t.grid, case.K, case.base or "silu")
+    exact = reference.basis_moments(t.x, t.grid, case.K, case.base or "silu")
     assert moments.dtype is torch.float64
     torch.testing.assert_close(moments, exact, rtol=1e-12, atol=1e-12 * exact.abs().max().item())
 
@@ -121,8 +122,8 @@ def std_gradients(module, t: Tensors, case: Case, moments: torch.Tensor):
 def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
     """From the moments in float64, as the reference; which agrees with autograd through every edge's values."""
     t = make(case, dtype)
-    moments = reference_norms.basis_moments(t.x, t.grid, case.K, case.base or "silu")
-    ours, truth = std_gradients(ops, t, case, moments), std_gradients(reference_std, t, case, moments)
+    moments = reference.basis_moments(t.x, t.grid, case.K, case.base or "silu")
+    ours, truth = std_gradients(ops, t, case, moments), std_gradients(reference, t, case, moments)
     eps = max(torch.finfo(dtype).eps, 1e-9)
     for value, expected in zip(ours, truth, strict=True):
         assert value.dtype is expected.dtype
@@ -131,7 +132,7 @@ def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
     leaves = [
         leaf.requires_grad_() for leaf in (exact.spline_weight, exact.spline_scaler, exact.base_weight) if leaf is not None
     ]
-    spread = reference_norms.edge_values(*arguments(exact, case)).std(0)
+    spread = reference.edge_values(*arguments(exact, case)).std(0)
     generator = torch.Generator().manual_seed(case.N)
     r = torch.rand(case.O, case.I, generator=generator).to(dtype).double()
     dense = (spread.detach(), *torch.autograd.grad(spread, leaves, r))
@@ -180,7 +181,7 @@ def test_non_finite_inputs(instruction_set, outputs):
         r = torch.ones(case.O, case.I, dtype=torch.float64)
         ours, truth = (
             (module.edge_l1(*arguments(t, case)), *module.edge_l1_backward(*arguments(t, case), r, True, True, False, True))
-            for module in (ops, reference_norms)
+            for module in (ops, reference)
         )
         for value, expected in zip(ours, truth, strict=True):
             assert torch.equal(value.isnan(), expected.isnan())

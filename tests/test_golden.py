@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kan_kernels as kk
-from kan_kernels.grid import data_knots
+from kan_kernels.grid.knots import data_knots
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = json.loads((FOLDER / "efficient_kan.json").read_text())

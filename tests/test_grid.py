@@ -7,7 +7,7 @@ from cases import Case, make_grid
 
 import kan_kernels as kk
 from kan_kernels import reference
-from kan_kernels.projection import transfer_matrix
+from kan_kernels.grid.refit import transfer_matrix
 
 
 def normal(*shape, seed=0):

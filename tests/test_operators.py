@@ -8,7 +8,8 @@ import torch
 from cases import CASES, DTYPES, Case, Tensors, make
 from tolerance import assert_twice_rule
 
-from kan_kernels import ops, reference
+from kan_kernels import backends, ops, reference
+from kan_kernels.reference import spline
 
 ORDERS = range(5)
 
@@ -55,21 +56,21 @@ class AbsoluteReference:
 
     def __getattr__(self, name):
         def operator(*arguments):
-            basis, activation = reference.basis, reference.base_activation
+            basis, activation = spline.basis, spline.base_activation
 
             def absolute_basis(*a):
-                reference.basis = basis  # its recursion keeps the signs
+                spline.basis = basis  # its recursion keeps the signs
                 try:
                     return basis(*a).abs()
                 finally:
-                    reference.basis = absolute_basis
+                    spline.basis = absolute_basis
 
-            reference.basis = absolute_basis
-            reference.base_activation = lambda *a: activation(*a).abs()
+            spline.basis = absolute_basis
+            spline.base_activation = lambda *a: activation(*a).abs()
             try:
                 return getattr(reference, name)(*arguments)
             finally:
-                reference.basis, reference.base_activation = basis, activation
+                spline.basis, spline.base_activation = basis, activation
 
         return operator
 
@@ -106,7 +107,7 @@ def compare(
     assert_twice_rule(compute, dtype, trials, f"{operator.__name__}, order {order}")
 
 
-@pytest.mark.parametrize("instruction_set", ops.INSTRUCTION_SETS, indirect=True)  # varies first: `judged` remembers
+@pytest.mark.parametrize("instruction_set", backends.INSTRUCTION_SETS, indirect=True)  # varies first: `judged` remembers
 @pytest.mark.parametrize("order", ORDERS, ids=lambda n: f"order{n}")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kan_kernels as kk
-from kan_kernels import ops, reference
+from kan_kernels import backends, ops, reference
 
 CASES = st.builds(
     Case,
@@ -26,14 +26,14 @@ examples = settings(max_examples=120, deadline=None)
 
 
 @examples
-@given(case=CASES, seed=SEEDS, order=st.integers(0, 5), level=st.sampled_from(ops.available_instruction_sets()))
+@given(case=CASES, seed=SEEDS, order=st.integers(0, 5), level=st.sampled_from(backends.available_instruction_sets()))
 def test_kernels_agree_with_the_reference(case, seed, order, level):
     """float64 to 1e-9 of the largest value, for every operator."""
     t = make(case, torch.float64, seed)
     b = case.base or "silu"
     needs = (True, case.scaled, case.base is not None)
-    before = ops.instruction_set()
-    ops.select_instruction_set(level)
+    before = backends.instruction_set()
+    backends.select_instruction_set(level)
     try:
         calls = [
             ("spline_forward", (t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, b, order)),
@@ -48,7 +48,7 @@ def test_kernels_agree_with_the_reference(case, seed, order, level):
                 largest = truth.abs().max().item() if truth.numel() else 0.0
                 torch.testing.assert_close(value, truth, rtol=0, atol=1e-9 * max(largest, case.G**order))
     finally:
-        ops.select_instruction_set(before)
+        backends.select_instruction_set(before)
 
 
 @examples

@@ -108,7 +108,7 @@ def test_bad_input():
         (lambda: net.prune(x * float("nan")), ValueError, "x: expected finite inputs"),
         (lambda: net.prune(x, node_th=-1.0), ValueError, "node_th: expected a finite number in"),
         (lambda: net.prune(x, edge_th="0"), TypeError, "edge_th: expected a number, got str"),
-        (lambda: net.prune(x, node_th=1e9), ValueError, "node_th: expected one that leaves nodes in hidden layer 1"),
+        (lambda: net.prune(x, node_th=1e9), ValueError, "node_th: expected a value that keeps nodes in hidden layer 1"),
     ]:
         with pytest.raises(error, match=message):
             call()

@@ -54,7 +54,7 @@ def test_regularisation_and_its_gradient(metric):
     theirs, ours, x = pair()
     theirs.attribute()
     peer = theirs.get_reg(metric, 1.5, 2.0, 0.0, 0.0)
-    loss = ours.regularization_loss(x, 1.5, 2.0, metric=metric)
+    loss = ours.regularization_loss(x, regularize_activation=1.5, regularize_entropy=2.0, metric=metric)
     torch.testing.assert_close(loss, peer, rtol=1e-10, atol=0)
     if metric == "edge_backward":
         return  # pykan detaches what these scores are divided by

@@ -18,7 +18,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where pykan writes
     monkeypatch.setitem(sys.modules, "efficient_kan", peer_layers)  # it is in no registry
     snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert snippets or page.stem in ("install", "api", "backend", "exact", "gpu", "scale-out")
+    assert snippets or page.stem in ("install", "api", "architecture", "backend", "exact", "gpu", "scale-out")
     namespace: dict = {}
     try:
         for snippet in snippets:

@@ -1,4 +1,4 @@
-"""The peers' models: made fast where they are, and carried over."""
+"""Acceleration and conversion of efficient-kan and pykan models."""
 
 from .accelerate import accelerate, restore
 

@@ -1,4 +1,4 @@
-"""`accelerate`: the peers' layers in any module, on the kernels, in place; `restore` undoes it."""
+"""In-place acceleration of efficient-kan and pykan layers in any module, and its reversal."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,23 +7,25 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .. import fallbacks
-from ..layers import KANLinear
-from . import efficient_kan, pykan_layers, pykan_networks
-from .fused import Fused, Verdict, exchange_classes, held_tensors, unfuse
-from .probe import Kind, one_line
+from ..backends import log_fallback
+from ..nn.linear import KANLinear
+from . import efficient_kan
+from .class_swap import Fused, Verdict, exchange_classes, held_tensors, unfuse
+from .equivalence import Kind, one_line
+from .pykan import layers as pykan_layers
+from .pykan import networks as pykan_networks
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _ANOTHER_FAMILY = {
-    "RadialBasisFunction": "fast-kan's radial basis functions are another family of functions than B-splines",
-    "ReflectionalSwitchFunction": "faster-kan's switch functions are another family of functions than B-splines",
+    "RadialBasisFunction": "fast-kan uses radial basis functions, not B-splines",
+    "ReflectionalSwitchFunction": "faster-kan uses reflectional switch functions, not B-splines",
 }
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A module of a peer's: how it is recognised, and what is found where it is looked at closely."""
+    """A supported module class of another library: how to recognise and how to examine its instances."""
 
     kind: str
     looks_like: Callable[[nn.Module], bool]
@@ -38,28 +40,30 @@ _PEERS = (
 
 
 def accelerate(model: Model, verbose: bool = False) -> Model:
-    """Let every layer of efficient-kan's and pykan 0.2.8's in a module, itself included, run on the kernels.
+    """Run every efficient-kan and pykan 0.2.8 layer in `model`, including `model` itself, on the fused kernels, in place.
 
-    These are efficient-kan's `KANLinear`, also one that is copied into another file, without its `update_grid` or its
-    spline_scaler, with SiLU in the text of its forward, or with a subclass that adds methods; pykan's `MultKAN` (`KAN`); and
-    pykan's `KANLayer` in any other module. The modules, their parameters and their `state_dict` keys stay the same objects and
-    names, so do optimizers, hooks and whatever else refers to them; only their classes are exchanged, for subclasses of what
-    they were. They are recognised by the names and shapes of what they hold, not by where they were imported from, and
-    believed only if their own forward and the fused one agree, with their gradients: on a few inputs, in float64, for a small
-    copy of the layer whose parameters are changed, so that zeros and masks hide nothing.
+    Supported layers are efficient-kan's `KANLinear`, pykan's `MultKAN` (`KAN`), and pykan's `KANLayer` in any other module.
+    Variants of `KANLinear` are supported too: copies in another file, layers without `update_grid` or spline_scaler, layers
+    that call SiLU directly in their forward, and subclasses that add methods.
 
-    What looks like such a layer and is none stays as it is, as does one whose grid is trained; why is logged once, and is in
-    `info()`. A network of pykan's in which a layer stays runs the others on the kernels.
+    The function replaces the class of each layer with a subclass of it. Modules, parameters, `state_dict` keys, optimizers
+    and hooks do not change. Layers are recognised by the names and shapes of their parameters and buffers, not by the package
+    they come from. A layer is replaced only if its own forward and the fused forward agree, including gradients. The
+    comparison uses a few inputs, float64, and a small copy of the layer with changed parameters, so that zeros and masks hide
+    no differences.
 
-    What changes beyond the speed: efficient-kan's `update_grid` keeps the function, where its own changes it; and pykan's
-    `update_grid` and `refine` keep the function where the data do not determine it, as for a constant feature, where its own
-    least-squares fits of least norm do not. If a grid is trained later, its layer runs its own forward again. A `KANLayer` in
-    another module than pykan's network returns every edge's values beside its output, (N, O, I) twice, which its caller mostly
-    drops: they are computed all the same.
+    A layer that only resembles a supported one does not change, nor does a layer with a trained grid. The reason is logged
+    once and listed by `info()`. In a pykan network, the other layers are still accelerated.
+
+    Besides speed, these behaviours change. efficient-kan's `update_grid` preserves the function; the original changes it.
+    pykan's `update_grid` and `refine` preserve the function where the data do not determine it, for example for a constant
+    feature; the original minimum-norm least-squares fit does not. A layer whose grid is trained later runs its original
+    forward again. A `KANLayer` outside of a pykan network also computes every edge's values, two tensors of shape (N, O, I),
+    because its forward returns them.
 
     Args:
         model: any module.
-        verbose: print what was and what was not replaced, and why.
+        verbose: print which layers were replaced, which were not, and why.
 
     Returns:
         model.
@@ -67,46 +71,49 @@ def accelerate(model: Model, verbose: bool = False) -> Model:
     Raises:
         TypeError: model is not an nn.Module.
 
-    Equivalent to, for every layer (of efficient-kan's names):
+    Equivalent to, for every layer (with efficient-kan's names):
         layer.forward = lambda x: kan_linear(
             x, layer.spline_weight, layer.grid, layer.base_weight, spline_scaler=layer.spline_scaler)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    findings = list(_findings(model))  # before anything is changed
+    findings = list(_findings(model))  # complete before the first change
     exchange_classes(exchange for _, verdict in findings for exchange in verdict.exchanges)
     lines = []
     for what, verdict in findings:
-        lines.append(f"{what}: left, {verdict.reason}" if verdict.reason else f"{what}: on the kernels")
+        lines.append(f"{what}: unchanged, {verdict.reason}" if verdict.reason else f"{what}: runs on the kernels")
         if verdict.reason:
-            fallbacks.note(f"accelerate left {what}", verdict.reason)
+            log_fallback(f"accelerate did not change {what}", verdict.reason)
     if verbose:
         print("\n".join(lines or ["no KAN layers in this model"]))
     elif not lines:
-        fallbacks.note(f"accelerate left {type(model).__name__}", "no KAN layers in this model")
+        log_fallback(f"accelerate did not change {type(model).__name__}", "no KAN layers in this model")
     return model
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`: every module in `model` has its own class again. Returns model.
+    """Undo `accelerate`: give every module in `model` its original class.
+
+    Returns:
+        model.
 
     Raises:
         TypeError: model is not an nn.Module.
 
     Equivalent to:
-        for layer in model.modules(): layer.__class__ = what it was
+        for layer in model.modules(): layer.__class__ = its original class
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     for module in list(model.modules()):
         if isinstance(module, Fused) and not unfuse(module):
-            reason = f"its class was exchanged again since, for {type(module).__name__}"
-            fallbacks.note(f"restore left a {module.peer.__name__}", reason)
+            reason = f"its class was changed again, to {type(module).__name__}"
+            log_fallback(f"restore did not change a {module.peer.__name__}", reason)
     return model
 
 
 def _findings(model: nn.Module) -> Iterator[tuple[str, Verdict]]:
-    """Every module that has to do with KANs, by name and class, and the verdict on it."""
+    """Yield a description (name and class) and the verdict for every module that is related to KANs."""
     settled, known = set[int](), dict[Kind, type[Fused]]()
     for name, module in model.named_modules():
         if id(module) in settled:
@@ -130,18 +137,18 @@ def _called(name: str, module: nn.Module) -> str:
 
 
 def _examined(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict | None:
-    """None if it has nothing to do with KANs. Whatever a look-alike raises when it is examined is a reason to leave it."""
+    """Return the verdict on a module, or None if it is unrelated to KANs. An exception in the examination is a reason."""
     if isinstance(module, (Fused, KANLinear)):
         return Verdict()
     try:
         peer = next((peer for peer in _PEERS if peer.looks_like(module)), None)
         reason = "" if peer else _known_otherwise(module)
-    except Exception:  # of a module of any kind
+    except Exception:  # attributes of an arbitrary module may raise
         return None
     if peer is None:
         return Verdict(reason) if reason else None
     if isinstance(module, torch.jit.ScriptModule):
-        return Verdict("it is compiled by TorchScript: accelerate the module that it was made of")
+        return Verdict("it is compiled by TorchScript: accelerate the module that it was compiled from")
     try:
         verdict = peer.examine(module, known)
     except Exception as error:
@@ -150,10 +157,10 @@ def _examined(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict | No
 
 
 def _known_otherwise(module: nn.Module) -> str:
-    """What other kind of KAN layer it is, "" if it is none."""
+    """Return the reason if the module is an unsupported kind of KAN layer, else ""."""
     for part in module.children():
         if type(part).__name__ in _ANOTHER_FAMILY:
             return _ANOTHER_FAMILY[type(part).__name__]
     held = held_tensors(module)
     several = any(not nn.parameter.is_lazy(p) and p.dim() > 2 for p in module.parameters(recurse=False))
-    return f"an unknown kind of KAN layer, which holds {sorted(held)}" if "grid" in held and several else ""
+    return f"an unknown kind of KAN layer with parameters and buffers {sorted(held)}" if "grid" in held and several else ""

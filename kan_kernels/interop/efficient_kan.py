@@ -1,4 +1,4 @@
-"""efficient-kan: its layers made fast in place, its weights carried over."""
+"""Acceleration of efficient-kan layers in place, and conversion of their weights."""
 
 import copy
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from .. import fallbacks
-from ..checks import check_number, check_rows
+from ..backends import log_fallback
 from ..functional import base_activation_of, kan_linear, refused_dtype
-from ..grid import data_knots
-from ..layers import KANLinear
-from ..projection import transfer_matrix, transferred
-from ..reference import spline_order
-from .fused import Fused, Verdict, definer, fused_class, held_tensors, objection_to_forward, objection_to_tensors
-from .probe import Kind, changed, disagreement, ends, kind_of, layer_values, on_its_own, telling_features, twin
+from ..grid.knots import data_knots
+from ..grid.refit import transfer_matrix, transferred
+from ..nn.linear import KANLinear
+from ..reference import infer_spline_order
+from ..utils.checks import check_number, check_rows
+from .class_swap import Fused, Verdict, definer, forward_mismatch, fused_class, held_tensors, tensors_mismatch
+from .equivalence import Kind, changed, compare_forwards, ends, kind_of, layer_values, on_its_own, telling_features, twin
 
 KIND = "efficient-kan's KANLinear"
 _RANKS = {"base_weight": 2, "spline_weight": 3, "grid": 2}
@@ -26,20 +26,23 @@ _PREFIX = "layers."
 
 
 class FusedKANLinear(Fused):
-    """efficient-kan's `KANLinear` on the kernels: `base_weight (O, I)`, `spline_weight (O, I, G+K)`, `grid (I, G+2K+1)`."""
+    """efficient-kan's `KANLinear` with the fused kernels.
+
+    Its tensors are `base_weight (O, I)`, `spline_weight (O, I, G+K)` and `grid (I, G+2K+1)`.
+    """
 
     replaced: ClassVar[tuple[str, ...]] = ("forward", "update_grid")
-    # Of a forward that has its activation in its text; None if the layer holds it as a module.
+    # The activation that the original forward calls directly; None if the layer has it as a submodule.
     inline_activation: ClassVar[Literal["silu", "identity"] | None] = None
     _parameters: dict[str, Tensor]
     _buffers: dict[str, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) -> (..., O)."""
+        """Return y (..., O) for x (..., I)."""
         held = self._parameters
-        try:  # nn.Module's attributes take a quarter of a small layer's forward
+        try:  # attribute access of nn.Module would take a quarter of a small layer's forward
             weight, base_weight, grid = held["spline_weight"], held["base_weight"], self._buffers["grid"]
-        except KeyError:  # parametrized, pruned, or a grid that is a parameter
+        except KeyError:  # the layer is parametrized or pruned, or its grid is a parameter
             weight, base_weight, grid = (getattr(self, name) for name in ("spline_weight", "base_weight", "grid"))
         if grid.requires_grad:
             return _with_trained_knots(self, x)
@@ -51,13 +54,13 @@ class FusedKANLinear(Fused):
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
-        """`KANLinear.update_grid`: efficient-kan's knots; but every spline stays the same function.
+        """Update the knots as efficient-kan does, but preserve every spline's function, as `kan_kernels.KANLinear` does.
 
-        efficient-kan refits the scaled spline into the unscaled weight, which changes the function wherever there is a scaler.
+        efficient-kan fits the scaled spline with the unscaled weight, which changes the function of a layer with a scaler.
         """
         layer = cast(Any, self)
         _, I, M = layer.spline_weight.shape
-        K = spline_order(M, layer.grid.shape[1])
+        K = infer_spline_order(M, layer.grid.shape[1])
         rows = check_rows(x, I, 1).detach().to(layer.grid.dtype)
         check_number("margin", margin, 0.0)
         knots = data_knots(rows, M - K, K, layer.grid_eps, margin, "efficient-kan").to(layer.grid.dtype)
@@ -66,13 +69,13 @@ class FusedKANLinear(Fused):
 
 
 class FusedWithSiLU(FusedKANLinear):
-    """One whose forward applies SiLU by itself."""
+    """A layer whose forward calls SiLU directly."""
 
     inline_activation = "silu"
 
 
 class FusedWithIdentity(FusedKANLinear):
-    """One whose forward has no base activation."""
+    """A layer whose forward has no base activation."""
 
     inline_activation = "identity"
 
@@ -86,18 +89,18 @@ def _scaler_of(layer: Any) -> Tensor | None:
 
 def _with_trained_knots(layer: Any, x: Tensor) -> Tensor:
     if not torch.compiler.is_compiling():
-        fallbacks.note(f"a {layer.peer.__name__} runs its own forward", "its grid is trained")
+        log_fallback(f"a {layer.peer.__name__} runs its own forward", "its grid is trained")
     return layer.peer.forward(layer, x)
 
 
 def looks_like_layer(module: nn.Module) -> bool:
-    """It holds parameters of efficient-kan's names."""
+    """Return whether the module has parameters with efficient-kan's names."""
     return {name for name, _ in module.named_parameters(recurse=False)} >= _RANKS.keys() - {"grid"}
 
 
 def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
-    """Whether it is efficient-kan's layer after all. Of a kind that is known it is not compared; one that is it adds."""
-    reason = _objection_to_tensors(module) or _objection_to_attributes(module) or objection_to_forward(module, ("x",))
+    """Check that the module is efficient-kan's layer. `known` caches the kinds of layers whose comparison succeeded."""
+    reason = _tensors_mismatch(module) or _attributes_mismatch(module) or forward_mismatch(module, ("x",))
     if reason:
         return Verdict(reason)
     kind = kind_of(module, ("in_features", "out_features"))
@@ -105,24 +108,24 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
         return Verdict(exchanges=((module, known[kind]),))
     reasons = []
     for mixin in (FusedKANLinear,) if hasattr(module, "base_activation") else (FusedWithSiLU, FusedWithIdentity):
-        reasons.append(_disagreement(module, mixin))
+        reasons.append(_compare_with_fused(module, mixin))
         if not reasons[-1]:
             known[kind] = mixin
             return Verdict(exchanges=((module, mixin),))
     return Verdict(reasons[0])
 
 
-def _objection_to_tensors(module: nn.Module) -> str:
+def _tensors_mismatch(module: nn.Module) -> str:
     held = held_tensors(module)
     if held.keys() - {_SCALER} != _RANKS.keys():
-        return f"it holds {sorted(held.keys() - {_SCALER})}, efficient-kan's holds {sorted(_RANKS)}"
-    reason = objection_to_tensors(held, _RANKS | {_SCALER: 2})
+        return f"its parameters and buffers are {sorted(held.keys() - {_SCALER})}, efficient-kan's are {sorted(_RANKS)}"
+    reason = tensors_mismatch(held, _RANKS | {_SCALER: 2})
     if reason:
         return reason
     weight, base_weight, grid = held["spline_weight"], held["base_weight"], held["grid"]
     scaler = held.get(_SCALER)
     O, I, M = weight.shape
-    K = spline_order(M, grid.shape[1])
+    K = infer_spline_order(M, grid.shape[1])
     G = M - K
     given = {name: getattr(module, name) for name in ("spline_order", "grid_size") if hasattr(module, name)}
     sizes_fit = grid.shape[0] == I and base_weight.shape == (O, I) and (scaler is None or scaler.shape == (O, I))
@@ -132,30 +135,30 @@ def _objection_to_tensors(module: nn.Module) -> str:
     return ""
 
 
-def _objection_to_attributes(module: nn.Module) -> str:
+def _attributes_mismatch(module: nn.Module) -> str:
     layer = cast(Any, module)
     if definer(type(module), "update_grid") is not None and not hasattr(layer, "grid_eps"):
         return "it has no grid_eps"
     if hasattr(layer, "base_activation") and not isinstance(layer.base_activation, nn.Module):
-        return f"its base_activation is no module but {layer.base_activation!r}"
+        return f"its base_activation is not a module: {layer.base_activation!r}"
     standalone = module._parameters.get(_SCALER) is not None
     if hasattr(layer, _FLAG) and bool(getattr(layer, _FLAG)) != standalone:
-        return f"{_FLAG} is {bool(getattr(layer, _FLAG))}, and spline_scaler says otherwise"
+        return f"{_FLAG} is {bool(getattr(layer, _FLAG))}, which contradicts its spline_scaler"
     return ""
 
 
-def _disagreement(module: nn.Module, mixin: type[FusedKANLinear]) -> str:
-    """Of a few inputs and outputs, or of all if its forward does not go with these: it may have sizes under other names."""
+def _compare_with_fused(module: nn.Module, mixin: type[FusedKANLinear]) -> str:
+    """Compare on a few inputs and outputs, then on all: the layer may store its sizes in unknown attributes."""
     layer = cast(Any, module)
     O, I, _ = layer.spline_weight.shape
     few = telling_features(layer.grid), ends(O)
-    reason = _disagreement_of(module, mixin, *few)
+    reason = _compare_some(module, mixin, *few)
     if reason and tuple(map(len, few)) != (I, O):
-        reason = _disagreement_of(module, mixin, list(range(I)), list(range(O)))
+        reason = _compare_some(module, mixin, list(range(I)), list(range(O)))
     return reason
 
 
-def _disagreement_of(module: nn.Module, mixin: type[FusedKANLinear], inputs: list[int], outputs: list[int]) -> str:
+def _compare_some(module: nn.Module, mixin: type[FusedKANLinear], inputs: list[int], outputs: list[int]) -> str:
     layer, cls = cast(Any, module), type(module)
     fused = fused_class(mixin, cls)
     sizes = {"in_features": len(inputs), "out_features": len(outputs)}
@@ -174,18 +177,18 @@ def _disagreement_of(module: nn.Module, mixin: type[FusedKANLinear], inputs: lis
 
     with on_its_own(layer.grid.device):
         grid = layer.grid.detach()[inputs].double()
-        return disagreement(twin_of, layer_values(partial(called, cls), grid), layer_values(partial(called, fused), grid))
+        return compare_forwards(twin_of, layer_values(partial(called, cls), grid), layer_values(partial(called, fused), grid))
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:
-    """efficient-kan's `KAN`, or its `state_dict`, as layers of ours; see `KAN.from_efficient_kan`."""
+    """Convert efficient-kan's `KAN`, or its `state_dict`, to `KANLinear` layers; see `KAN.from_efficient_kan`."""
     state = source.state_dict() if isinstance(source, nn.Module) else source
     if not isinstance(state, Mapping):
         raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {type(source).__name__}")
     numbers = layer_numbers(state, _PREFIX)
     strange = [key for key in state if not key.startswith(_PREFIX)]
     if strange:
-        raise ValueError(f"source: expected efficient-kan's keys alone, layers.*, got {strange[:4]}")
+        raise ValueError(f"source: expected only efficient-kan's keys layers.*, got {strange[:4]}")
     layers = []
     for number in numbers:
         prefix = f"{_PREFIX}{number}."
@@ -202,7 +205,7 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
         if state[name].dim() != rank:
             raise ValueError(f"source: expected {rank} dimensions of {prefix}{name}, got shape {tuple(state[name].shape)}")
     weight, grid = state["spline_weight"], state["grid"]
-    K = spline_order(weight.shape[2], grid.shape[1])
+    K = infer_spline_order(weight.shape[2], grid.shape[1])
     if K < 0 or weight.shape[2] - K < 1:
         raise ValueError(
             f"source: expected G+K bases and G+2K+1 knots, got {prefix}spline_weight {tuple(weight.shape)},"
@@ -216,7 +219,7 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
 
 
 def layer_numbers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Those of the keys `prefix` + "{number}.*", which have to be 0, 1, 2, ..."""
+    """Return the layer numbers in the keys `prefix` + "{number}.*". They must be 0, 1, 2, ..."""
     at = prefix.count(".")
     numbers = sorted({int(key.split(".")[at]) for key in state if key.startswith(prefix) and key.split(".")[at].isdigit()})
     if not numbers or numbers != list(range(len(numbers))):
@@ -225,9 +228,9 @@ def layer_numbers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
 
 
 def layer_of(state: Mapping[str, Tensor], activation: nn.Module | None, grid_eps: float) -> KANLinear:
-    """A layer of ours with a copy of a state in efficient-kan's names, whose sizes are consistent."""
+    """Create a `KANLinear` with a copy of a state in efficient-kan's names, whose sizes must be consistent."""
     weight, grid = state["spline_weight"], state["grid"]
-    K = spline_order(weight.shape[2], grid.shape[1])
+    K = infer_spline_order(weight.shape[2], grid.shape[1])
     layer = KANLinear(
         weight.shape[1],
         weight.shape[0],
@@ -236,7 +239,7 @@ def layer_of(state: Mapping[str, Tensor], activation: nn.Module | None, grid_eps
         enable_standalone_scale_spline=_SCALER in state,
         base_activation=copy.deepcopy(activation),
         grid_eps=grid_eps,
-        device="meta",  # draws no random numbers
+        device="meta",  # consumes no random numbers
         dtype=weight.dtype,
     ).to_empty(device=weight.device)
     layer.load_state_dict(state)
@@ -244,7 +247,7 @@ def layer_of(state: Mapping[str, Tensor], activation: nn.Module | None, grid_eps
 
 
 def take_frozen(layer: KANLinear, peer: Any, names: Mapping[str, str]) -> None:
-    """Freeze the parameters whose namesakes (our name -> theirs) are frozen."""
+    """Copy requires_grad of the peer's parameters; `names` maps our names to the peer's."""
     for ours, theirs in names.items():
         parameter, other = getattr(layer, ours), getattr(peer, theirs, None)
         if parameter is not None and other is not None:

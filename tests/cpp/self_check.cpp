@@ -11,9 +11,8 @@
 #include "scalar.h"
 
 #define KAN_NAMESPACE kan_self_check
-namespace KAN_NAMESPACE {
-#include "double_double.inl"
-}
+#define KAN_VECTOR_BYTES 16
+#include "kernels/double_double.inl"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""Every configuration that `choose.py` can return, compiled for every architecture without a GPU, and its binary read.
+"""Every configuration that `heuristics.py` can return, compiled for every architecture without a GPU, and its binary read.
 
 Not under the interpreter: it replaces what the compiler needs.
 """
@@ -15,13 +15,13 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kan_kernels.gpu import choose, launch_edges, prepare, weights
-from kan_kernels.gpu.backward_input import backward_input_kernel
-from kan_kernels.gpu.backward_weight import backward_weight_kernel
-from kan_kernels.gpu.edge_l1 import edge_l1_backward_input_kernel, edge_l1_backward_weight_kernel, edge_l1_kernel
-from kan_kernels.gpu.forward import forward_kernel
-from kan_kernels.gpu.tiny import tiny_backward_kernel
-from kan_kernels.gpu.wide import bases_kernel, contract_kernel
+from kan_kernels.triton import heuristics, packing, prepare
+from kan_kernels.triton.backward import tiny_backward_kernel
+from kan_kernels.triton.backward_input import backward_input_kernel
+from kan_kernels.triton.backward_weight import backward_weight_kernel
+from kan_kernels.triton.edge_l1 import edge_l1_backward_input_kernel, edge_l1_backward_weight_kernel, edge_l1_kernel
+from kan_kernels.triton.forward import forward_kernel
+from kan_kernels.triton.wide import bases_kernel, contract_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -58,7 +58,7 @@ class Configuration:
         return "-".join([self.name, self.mode, *(f"{k}{v}" for k, v in shown.items() if v is not False)])
 
 
-def configuration(kernel, mode: str, tiles: choose.Tiles, **constants) -> Configuration:
+def configuration(kernel, mode: str, tiles: heuristics.Tiles, **constants) -> Configuration:
     usual = {"K": 3, "DEPTH": 4, "BASE": "silu", "MODE": mode, "WEIGHTED": False, "SPLINE": True, "SLICES": 0}
     constants = usual | tiles.options() | constants
     warps = constants.pop("num_warps")
@@ -73,11 +73,11 @@ def ways(
     for way, guarded in prepare.ways_of(mode, K, D):
         common = {"K": K, "D": D, "WAY": way, "GUARDED": guarded} | constants
         for I, O, M in shapes:
-            unrolled = choose.forward_unrolled(I, M, constants.get("WEIGHTED", False), target == "sm_100")
+            unrolled = heuristics.forward_unrolled(I, M, constants.get("WEIGHTED", False), target == "sm_100")
             three = (
-                (forward_kernel, choose.forward_tiles(mode, way, I, O, unrolled)),
-                (backward_input_kernel, choose.backward_input_tiles(mode, way)),
-                (backward_weight_kernel, choose.backward_weight_tiles(mode, way, O)),
+                (forward_kernel, heuristics.forward_tiles(mode, way, I, O, unrolled)),
+                (backward_input_kernel, heuristics.backward_input_tiles(mode, way)),
+                (backward_weight_kernel, heuristics.backward_weight_tiles(mode, way, O)),
             )
             for kernel, tiles in (three[k] for k in kernels):
                 one = configuration(kernel, mode, tiles, SLICES=unrolled, **common)
@@ -88,8 +88,8 @@ def training_steps(target: str) -> list[Configuration]:
     """All tiles of the chooser for a step of a layer of cubic splines."""
     found: dict[str, Configuration] = {}
     for mode in TYPES:
-        if choose.OLD_TRITON and target == "gfx942" and mode == "fp64":
-            continue  # which does not compile: `launch` leaves it to the reference
+        if heuristics.OLD_TRITON and target == "gfx942" and mode == "fp64":
+            continue  # which does not compile: the reference serves it
         ways(found, target, mode, 3, 0, [(I, O, M) for I in (2, 8, 256) for O in (32, 256) for M in (8, 23)], (0, 2))
         ways(found, target, mode, 3, 1, [(256, 256, 8)], (1,))
     return list(found.values())
@@ -114,11 +114,11 @@ def small_and_wide(target: str) -> list[Configuration]:
     for mode in (exact, "tf32", "bf16", "fp16"):
         for way, guarded in prepare.ways_of(mode, 3, 1):
             for I in (2, 8):
-                one = configuration(tiny_backward_kernel, mode, choose.tiny_tiles(I), WAY=way, GUARDED=guarded)
+                one = configuration(tiny_backward_kernel, mode, heuristics.tiny_tiles(I), WAY=way, GUARDED=guarded)
                 found.setdefault(str(one), one)
             for kernel in (bases_kernel, contract_kernel):
                 if mode != exact:
-                    one = configuration(kernel, mode, choose.BASES_TILES, WAY=way, GUARDED=guarded, D=1)
+                    one = configuration(kernel, mode, heuristics.BASES_TILES, WAY=way, GUARDED=guarded, D=1)
                     found.setdefault(str(one), one)
     return list(found.values())
 
@@ -128,12 +128,12 @@ def edges(target: str) -> list[Configuration]:
     found: dict[str, Configuration] = {}
     exact = "ieee" if target == "gfx942" else "tf32x3"
     for mode in (exact, "tf32", "bf16", "fp16", "fp64"):
-        if choose.OLD_TRITON and target == "gfx942" and mode == "fp64":
+        if heuristics.OLD_TRITON and target == "gfx942" and mode == "fp64":
             continue  # as for `training_steps`
         for kernel, D in ((edge_l1_kernel, 0), (edge_l1_backward_input_kernel, 1), (edge_l1_backward_weight_kernel, 1)):
             for way, guarded in prepare.ways_of(mode, 3, D):
                 for O in (32, 256):
-                    chosen = launch_edges.tiles(mode, D == 1, O)
+                    chosen = heuristics.edge_tiles(mode, D == 1, O)
                     one = configuration(kernel, mode, chosen, WAY=way, GUARDED=guarded)
                     found.setdefault(str(one), one)
     return list(found.values())
@@ -141,18 +141,18 @@ def edges(target: str) -> list[Configuration]:
 
 def parameter_kernels() -> list[Configuration]:
     """Tables of knots, packed weights and finished gradients."""
-    none = choose.Tiles(0, 64, 32, 0, 0, 4)
+    none = heuristics.Tiles(0, 64, 32, 0, 0, 4)
     has = {"SCALED": True, "HAS_BASE": True}
     needs = {"NEED_SPLINE_WEIGHT": True, "NEED_SPLINE_SCALER": True, "NEED_BASE_WEIGHT": True}
     found = []
     for mode in ("fp16x3", "bf16", "fp64"):
         for kernel, constants in (
-            (weights.knots_kernel, {"BI": 16, "BT": 16}),
-            (weights.largest_kernel, has | {"BR": 32}),
-            (weights.pack_kernel, has | {"TRANSPOSED": True, "PROGRAMS": 256, "BO": 32}),
-            (weights.finish_kernel, needs | {"SCALED": True, "BM": 16}),
+            (packing.knots_kernel, {"BI": 16, "BT": 16}),
+            (packing.largest_kernel, has | {"BR": 32}),
+            (packing.pack_kernel, has | {"TRANSPOSED": True, "PROGRAMS": 256, "BO": 32}),
+            (packing.finish_kernel, needs | {"SCALED": True, "BM": 16}),
         ):
-            if mode == "fp16x3" or kernel is not weights.largest_kernel:
+            if mode == "fp16x3" or kernel is not packing.largest_kernel:
                 found.append(configuration(kernel, mode, none, **constants))
     return found
 
@@ -295,7 +295,7 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "edge_l1_backward_weight-fp16-K3-BO32-MC16-WAYdirect"): 13,
     ("sm_90", "edge_l1_backward_weight-tf32-K3-BO32-MC16-WAYadaptive"): 8,
 }
-if choose.OLD_TRITON:
+if heuristics.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
 
 
@@ -307,7 +307,7 @@ def fills_a_warpgroup(one: Configuration) -> bool:
 
 def without_tensor_cores(target: str, one: Configuration) -> bool:
     """An old Triton multiplies float64 on Blackwell by plain instructions."""
-    return choose.OLD_TRITON and target == "sm_100" and one.mode == "fp64"
+    return heuristics.OLD_TRITON and target == "sm_100" and one.mode == "fp64"
 
 
 def check(target: str, one: Configuration, tmp_path: Path, products: bool = True) -> None:
@@ -334,7 +334,7 @@ def test_small_and_wide_layers(target, one, tmp_path):
 
 
 # Of an old Triton a part, for time.
-EDGE_TARGETS = ("sm_90", "gfx942") if choose.OLD_TRITON else tuple(TARGETS)
+EDGE_TARGETS = ("sm_90", "gfx942") if heuristics.OLD_TRITON else tuple(TARGETS)
 
 
 @pytest.mark.parametrize(("target", "one"), [(t, one) for t in EDGE_TARGETS for one in edges(t)], ids=str)

@@ -11,8 +11,10 @@ from test_nonfinite import VALUES, same
 from tolerance import assert_twice_rule
 
 import kan_kernels as kk
-from kan_kernels import ops, reference, reference_norms
-from kan_kernels.gpu import choose, launch_edges
+from kan_kernels import ops, reference
+from kan_kernels import triton as triton_kernels
+from kan_kernels.reference import edges
+from kan_kernels.triton import heuristics
 
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU),
@@ -48,9 +50,7 @@ def away_from_zero(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
     t.spline_weight = sign.unsqueeze(2) * (1.5 + 0.3 * t.spline_weight.tanh())
     t.spline_scaler = None if t.spline_scaler is None else 1 + 0.3 * t.spline_scaler.tanh()
     t.base_weight = None if t.base_weight is None else 0.3 * t.base_weight.tanh()
-    values = reference_norms.edge_values(
-        t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu"
-    ).abs()
+    values = reference.edge_values(t.x, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu").abs()
     close = ((values < 0.1) & (values > 0)).any(1)
     inside = make(dataclasses.replace(rows, points="inside"), dtype, seed).x[: case.N].double()
     t.x = torch.where(close, inside, t.x)
@@ -79,9 +79,9 @@ def scales(operator, t: Tensors, case: Case):
     """What the results' terms add up to before they cancel."""
     positive = Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in vars(t).items()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_norms, "basis", lambda *a: reference.basis(*a).abs())
-        patch.setattr(reference_norms, "base_activation", lambda *a: reference.base_activation(*a).abs())
-        return operator(reference_norms, positive, case)
+        patch.setattr(edges, "basis", lambda *a: reference.basis(*a).abs())
+        patch.setattr(edges, "base_activation", lambda *a: reference.base_activation(*a).abs())
+        return operator(reference, positive, case)
 
 
 def with_dtypes() -> list:
@@ -99,9 +99,9 @@ def test_norms_and_gradients(case, dtype):
         for operator in OPERATORS:
             everything = (
                 operator(triton_operators, t, case),
-                operator(reference_norms, other, case),
-                operator(reference_norms, other.to(torch.float64), case),
-                operator(reference_norms, t.to(torch.float64), case),
+                operator(reference, other, case),
+                operator(reference, other.to(torch.float64), case),
+                operator(reference, t.to(torch.float64), case),
                 scales(operator, t.to(torch.float64), case),
             )
             for value, rounded, rounded_exact, exact, scale in zip(*everything, strict=True):
@@ -122,7 +122,7 @@ def test_precision_is_torchs_choice(case, precision, bits):
     finally:
         torch.set_float32_matmul_precision(before)
     for operator, values in zip(OPERATORS, results, strict=True):
-        for value, exact in zip(values, operator(reference_norms, t.to(torch.float64), case), strict=True):
+        for value, exact in zip(values, operator(reference, t.to(torch.float64), case), strict=True):
             if exact.numel():
                 error = ((value - exact).abs().max() / exact.abs().max()).item()
                 assert 2.0 ** -(bits + 6) < error < 4 * 2.0**-bits
@@ -134,7 +134,7 @@ def test_signs_of_any_functions(case):
     t = make(dataclasses.replace(case, points="inside"), torch.float64)
     t.g = t.g[: case.I].t()
     for operator in OPERATORS:
-        for value, exact in zip(operator(triton_operators, t, case), operator(reference_norms, t, case), strict=True):
+        for value, exact in zip(operator(triton_operators, t, case), operator(reference, t, case), strict=True):
             torch.testing.assert_close(value, exact, rtol=1e-9, atol=1e-12)
 
 
@@ -156,7 +156,7 @@ def test_nan_and_inf_as_the_reference(case):
     for k, value in enumerate(VALUES):
         t.x[3 * k, k % 2] = value
     for operator in OPERATORS:
-        for value, truth in zip(operator(triton_operators, t, case), operator(reference_norms, t, case), strict=True):
+        for value, truth in zip(operator(triton_operators, t, case), operator(reference, t, case), strict=True):
             same(value, truth)
 
 
@@ -201,7 +201,7 @@ def test_the_gradient_of_a_base_that_is_not_there():
     t = away_from_zero(case, torch.float64)
     value, exact = (
         module.edge_l1_backward(*arguments(t, case), t.g, False, False, False, True)[3]
-        for module in (triton_operators, reference_norms)
+        for module in (triton_operators, reference)
     )
     torch.testing.assert_close(value, exact)
 
@@ -211,14 +211,14 @@ def test_features_in_several_launches(monkeypatch):
     case = Case(70, 3, 7, scaled=True)
     t = away_from_zero(case, torch.float32)
     together = gradients(triton_operators, t, case)
-    monkeypatch.setattr(launch_edges, "SCRATCH_BYTES", 2 * 4 * (case.M + 1) * case.O)
+    monkeypatch.setattr(heuristics, "SCRATCH_BYTES", 2 * 4 * (case.M + 1) * case.O)
     for value, expected in zip(gradients(triton_operators, t, case), together, strict=True):
         torch.testing.assert_close(value, expected)
 
 
 def test_same_bits_every_time():
     """Sums in parts have one order."""
-    assert launch_edges.split("tf32x3", IN_PARTS.N, IN_PARTS.I, IN_PARTS.O, IN_PARTS.M + 1)[1] > 1
+    assert heuristics.edge_split("tf32x3", IN_PARTS.N, IN_PARTS.I, IN_PARTS.O, IN_PARTS.M + 1)[1] > 1
     t = away_from_zero(IN_PARTS, torch.float32)
     for operator in OPERATORS:
         first, second = (operator(triton_operators, t, IN_PARTS) for _ in range(2))
@@ -248,7 +248,7 @@ def test_nothing_of_the_edges_size_in_memory():
     t = away_from_zero(case, torch.float32).on(DEVICE)
     for operator in OPERATORS:
         with Allocations() as seen:
-            operator(launch_edges, t, case)
+            operator(triton_kernels, t, case)
         assert 0 < seen.largest <= 4 * case.N * case.I
 
 
@@ -260,7 +260,7 @@ def moments(module, t: Tensors, case: Case):
 
 
 def moments_gradient(module, t: Tensors, case: Case):
-    shape = reference_norms.basis_moments(t.x[:0], t.grid, case.K, case.base).shape
+    shape = reference.basis_moments(t.x[:0], t.grid, case.K, case.base).shape
     r = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(t.x.device)
     return (module.basis_moments_backward(t.x, t.grid, case.K, case.base, r),)
 
@@ -271,15 +271,15 @@ def moments_gradient(module, t: Tensors, case: Case):
 def test_moments(monkeypatch, case, dtype, operator):
     """The reference, on a part of the rows at a time."""
     t = make(case, dtype)
-    (exact,) = operator(reference_norms, t, case)
+    (exact,) = operator(reference, t, case)
     bases = 8 * case.N * t.grid.numel()
-    monkeypatch.setattr(choose, "WIDE_SCRATCH_BYTES", bases)
+    monkeypatch.setattr(heuristics, "WIDE_SCRATCH_BYTES", bases)
     (value,) = operator(triton_operators, t, case)
     assert value.dtype is exact.dtype
     torch.testing.assert_close(value, exact)
     t = t.on(DEVICE)
     with Allocations() as seen:
-        operator(launch_edges, t, case)
+        operator(triton_kernels, t, case)
     assert seen.largest <= max(bases // 4, exact.nbytes)
 
 

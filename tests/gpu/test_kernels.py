@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 import kan_kernels as kk
 from kan_kernels import ops, reference
-from kan_kernels.gpu import choose, launch, prepare
+from kan_kernels import triton as triton_kernels
+from kan_kernels.triton import heuristics, prepare
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -179,13 +180,18 @@ def test_torchs_newer_precision_setting():
     """Once it was used, torch refuses to tell the older one."""
     code = """
 import torch
-from kan_kernels.gpu.prepare import mode_of
+from kan_kernels.triton.prepare import mode_of
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert mode_of(torch.float32) == "tf32"
 torch.backends.cuda.matmul.fp32_precision = "ieee"
 assert mode_of(torch.float32) == "fp16x3"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def use_regime(monkeypatch, name: str) -> None:
+    for module in ("forward", "backward_input", "backward_weight", "backward"):
+        monkeypatch.setattr(sys.modules[f"kan_kernels.triton.{module}"], "regime", lambda *a: name)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +201,8 @@ assert mode_of(torch.float32) == "fp16x3"
 @pytest.mark.parametrize("order", [0, 1, 4])
 def test_wide(monkeypatch, case, dtype, order):
     """The regime of many outputs, in several parts."""
-    monkeypatch.setattr(launch, "regime", lambda *a: "wide")
-    monkeypatch.setattr(choose, "WIDE_SCRATCH_BYTES", 60_000)
+    use_regime(monkeypatch, "wide")
+    monkeypatch.setattr(heuristics, "WIDE_SCRATCH_BYTES", 60_000)
     for operator in OPERATORS:
         compare(operator, case, dtype, order, triton_operators, 3)
 
@@ -217,7 +223,7 @@ def test_gradients_lie_in_memory_as_the_weights(monkeypatch, regime, N, order):
     """In every regime, from the reference (order 6) and without rows; the values are the same for both layouts."""
     case = Case(N, 3, 5, scaled=True)
     dtype = torch.bfloat16 if regime == "wide" else torch.float32
-    monkeypatch.setattr(launch, "regime", lambda *a: regime)
+    use_regime(monkeypatch, regime)
     results = {}
     for layout in ("contiguous", "in_first"):
         t = with_weights_laid_out(make(case, dtype), layout)
@@ -230,14 +236,14 @@ def test_gradients_lie_in_memory_as_the_weights(monkeypatch, regime, N, order):
 
 
 def test_the_regimes():
-    """The figures of `choose.regime`'s docstring."""
-    assert choose.regime("spline_forward", "bf16", 16384, 1024, 1024, 3, 8) == "wide"
-    assert choose.regime("spline_forward", "fp16x3", 16384, 1024, 1024, 3, 8) == "fused"
-    assert choose.regime("spline_forward", "bf16", 65536, 256, 256, 3, 8) == "fused"
-    assert choose.regime("spline_backward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "tiny"
-    assert choose.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
-    assert choose.forward_split(256, 784, 64, unrolled=8)[0] > 1
-    assert choose.forward_split(65536, 64, 64, unrolled=8)[0] == 1
+    """The figures of `heuristics.regime`'s docstring."""
+    assert heuristics.regime("spline_forward", "bf16", 16384, 1024, 1024, 3, 8) == "wide"
+    assert heuristics.regime("spline_forward", "fp16x3", 16384, 1024, 1024, 3, 8) == "fused"
+    assert heuristics.regime("spline_forward", "bf16", 65536, 256, 256, 3, 8) == "fused"
+    assert heuristics.regime("spline_backward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "tiny"
+    assert heuristics.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
+    assert heuristics.forward_split(256, 784, 64, unrolled=8)[0] > 1
+    assert heuristics.forward_split(65536, 64, 64, unrolled=8)[0] == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
@@ -390,7 +396,7 @@ def test_nothing_of_the_bases_size_in_memory():
     on_device = t.on(DEVICE)
     for operator in OPERATORS:
         with Allocations() as seen:
-            operator(launch, on_device, case, 0)
+            operator(triton_kernels, on_device, case, 0)
         assert 0 < seen.largest <= 4 * case.N * case.I < 4 * case.N * case.I * case.M
 
 
@@ -401,7 +407,7 @@ def test_beyond_the_activations_derivatives(caplog):
     for operator in OPERATORS[:3]:
         for value, expected in zip(operator(triton_operators, t, case, 6), operator(reference, t, case, 6), strict=True):
             torch.testing.assert_close(value, expected)
-    assert any("end with order 5" in reason for reason in kk.info().fallbacks.values())
+    assert any("up to order 5" in reason for reason in kk.info().fallbacks.values())
 
 
 def test_compile():
@@ -476,7 +482,8 @@ def test_the_second_gpu():
 
 def test_tiny_layers_take_one_pass(monkeypatch):
     """`spline_backward` of a small layer does not fall apart into two operators."""
-    monkeypatch.setattr(launch, "spline_backward_weight", None)
-    monkeypatch.setattr(launch, "spline_backward_input", None)
+    module = sys.modules["kan_kernels.triton.backward"]
+    monkeypatch.setattr(module, "spline_backward_weight", None)
+    monkeypatch.setattr(module, "spline_backward_input", None)
     case = Case(129, 8, 32, scaled=True)
     compare(backward, case, torch.float32, 0, triton_operators, 2)

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import kan_kernels as kk
-from kan_kernels.diagnostics import Info
-from kan_kernels.edge import Edge
-from kan_kernels.pruning import Cut, Scores
+from kan_kernels import AttributionScores, Edge, Info, PruneResult
 
 
 class Peer(nn.Module):
@@ -88,7 +86,7 @@ def nets() -> None:
     for layer in net.layers:
         assert_type(layer, kk.KANLinear)
     assert_type(len(net.layers), int)
-    assert_type(net.kan_layers(), list[kk.KANLinear])
+    assert_type(net._kan_layers(), list[kk.KANLinear])
     assert_type(net.coverage(x), list[Tensor])
     assert_type(net.grid_size, int)
     assert_type(net.refine(10), kk.KAN)
@@ -105,12 +103,12 @@ def nets() -> None:
         assert_type(loss.item(), int | float | bool)
 
     scores = net.attribute(x)
-    assert_type(scores, Scores)
+    assert_type(scores, AttributionScores)
     assert_type(scores.nodes, list[Tensor])
     assert_type(scores.edges[0], Tensor)
     small, cut = net.prune(x, node_th=0.0, edge_th=3e-2)
     assert_type(small, kk.KAN)
-    assert_type(cut, Cut)
+    assert_type(cut, PruneResult)
     assert_type(cut.nodes, list[list[int]])
     assert_type(cut.edges, list[list[tuple[int, int]]])
     assert_type(cut.widths, list[int])

@@ -1,0 +1,125 @@
+// The base activation and its derivatives, one vector at a time.
+#pragma once
+
+#include "namespace.inl"
+#include "simd.inl"
+
+namespace KAN_NAMESPACE {
+namespace {
+
+// exp(-|x|), about 1 ulp: 2^n e^r with |r| <= ln(2)/2, Taylor for e^r. NaN stays NaN; 0 below the normal range.
+inline V<float> exp_of_minus_abs(V<float> x) {
+  const V<float> a = (V<float>)((Index<float>)x | INT32_MIN);
+  const V<float> bounded = max_of<float>(broadcast<float>(-87.0f), a);  // NaN stays
+  const V<float> scaled = bounded * 1.44269504088896341f - 0.5f;
+  const Index<float> n = __builtin_convertvector(scaled, Index<float>);  // truncation of a negative value: rounds to nearest
+  const V<float> nf = __builtin_convertvector(n, V<float>);
+  V<float> r = bounded - nf * 0.693145751953125f;  // ln 2 in two parts, the first exact in 16 bits
+  r = r - nf * 1.42860682030941723212e-6f;
+  V<float> p = broadcast<float>(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = (r * r) * p + r + 1.0f;
+  const V<float> power = (V<float>)((n + 127) << 23);
+  const V<float> value = p * power;
+  return a < -87.0f ? V<float>{} : value;
+}
+inline V<double> exp_of_minus_abs(V<double> x) {
+  const V<double> a = (V<double>)((Index<double>)x | INT64_MIN);
+  const V<double> bounded = max_of<double>(broadcast<double>(-708.0), a);
+  // Adding 1.5 * 2^52 leaves the rounded integer in the low bits: no float-to-int64 instruction is needed below AVX-512.
+  const V<double> shifted = bounded * 1.44269504088896340736 + 6755399441055744.0;
+  const V<double> nf = shifted - 6755399441055744.0;
+  const Index<double> n = (Index<double>)shifted - (Index<double>)(broadcast<double>(6755399441055744.0));
+  V<double> r = bounded - nf * 6.93147180369123816490e-1;
+  r = r - nf * 1.90821492927058770002e-10;
+  V<double> p = broadcast<double>(1.0 / 6227020800.0);
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = (r * r) * p + r + 1.0;
+  const V<double> power = (V<double>)((n + 1023) << 52);
+  const V<double> value = p * power;
+  return a < -708.0 ? V<double>{} : value;
+}
+
+// s = 1 / (1 + exp(-x)) and q = 1 - s, neither by a subtraction that cancels.
+template <class C>
+struct Sigmoid {
+  V<C> x, s, q;
+  explicit Sigmoid(V<C> x_) : x(x_) {
+    const V<C> e = exp_of_minus_abs(x);
+    const V<C> larger = reciprocal(C(1) + e);
+    const V<C> smaller = e * larger;
+    s = x >= 0 ? larger : smaller;
+    q = x >= 0 ? smaller : larger;
+  }
+};
+
+// Derivative `order` of the activation; for silu = x s with s the sigmoid: x s^(n) + n s^(n-1). With q = 1 - s and z = q - s,
+// s^(n) = s q Q_n(z): Q_1 = 1, Q_{n+1} = z Q_n - (1 - z^2) / 2 Q_n'. In z, unlike in s, the coefficients stay small.
+template <class C>
+struct BaseActivation {
+  Activation kind;
+  int order;
+  C upper[kMaxDerivative + 1];  // Q_n, lowest power first: n coefficients
+  C lower[kMaxDerivative + 1];  // Q_{n-1}
+
+  BaseActivation(Activation kind_, int order_) : kind(kind_), order(order_) {
+    double q[kMaxDerivative + 2] = {1};
+    for (int n = 1; n < order; ++n) {
+      double next[kMaxDerivative + 2] = {};
+      for (int k = 0; k < n; ++k) {
+        lower[k] = C(q[k]);
+        next[k + 1] += q[k] * (1 + 0.5 * k);
+        if (k > 0) next[k - 1] -= q[k] * 0.5 * k;
+      }
+      for (int k = 0; k <= n; ++k) q[k] = next[k];
+    }
+    for (int k = 0; k < order; ++k) upper[k] = C(q[k]);
+  }
+
+  [[gnu::always_inline]] V<C> operator()(V<C> x) const { return kind == Activation::identity ? of_identity(x) : of_silu(Sigmoid<C>(x)); }
+
+  // Derivatives `order` and order + 1.
+  [[gnu::always_inline]] void operator()(V<C> x, const BaseActivation& next, V<C>& value, V<C>& slope) const {
+    if (kind == Activation::identity) {
+      value = of_identity(x);
+      slope = next.of_identity(x);
+    } else {
+      const Sigmoid<C> s(x);
+      value = of_silu(s);
+      slope = next.of_silu(s);
+    }
+  }
+
+ private:
+  V<C> of_identity(V<C> x) const { return order == 0 ? x : broadcast<C>(order == 1 ? C(1) : C(0)); }
+  [[gnu::always_inline]] V<C> of_silu(const Sigmoid<C>& sigmoid) const {
+    const V<C> x = sigmoid.x, s = sigmoid.s, q = sigmoid.q;
+    if (order == 0) return x * s;
+    const V<C> slope = s * q;
+    if (order == 1) return x * slope + s;
+    const V<C> z = q - s;
+    return slope * (x * horner(upper, order, z) + C(order) * horner(lower, order - 1, z));
+  }
+  static V<C> horner(const C* coefficients, int count, V<C> z) {
+    V<C> value = broadcast<C>(coefficients[count - 1]);
+    for (int k = count - 2; k >= 0; --k) value = value * z + coefficients[k];
+    return value;
+  }
+};
+
+}  // namespace
+}  // namespace KAN_NAMESPACE

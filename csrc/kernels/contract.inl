@@ -1,0 +1,328 @@
+// The inner loops: live values x coefficient rows, for the inputs of one feature and one tile of the outputs.
+//
+// Sorted, the inputs come in runs that read the same coefficient rows, which then stay in registers: for every input one
+// multiply-add a value and vector of the tile, and fewer than half as many loads. LIVE is the number of live rows where
+// it is known at compile time, else -1 and `live` counts them; R is the tile's width in vectors. The base activation is row
+// `live` of the values, and has coefficients of its own.
+//
+// Where all K+1 bases of an input exist, their values sum to 1 and their derivatives to 0, so that with a pivot row p
+//   sum_k v_k c_k = s c_p + sum_{k != p} v_k (c_k - c_p)      s = 1 or 0
+// takes one multiply-add less, and s = 1 an addition, for which Zen 4 has units beside the multiply-adds': 16 of 20 cycles at
+// K = 3. Likewise the gradient of c_p is s (sum of g) minus the other rows'. The pivot is in the middle, where values are largest.
+#pragma once
+
+#include "namespace.inl"
+#include "simd.inl"
+#include "row_sort.inl"
+
+namespace KAN_NAMESPACE {
+namespace {
+
+constexpr int kLargestBlock = 2048;  // rows evaluated together
+
+// From an input's value to its next: a constant, to save address registers, and no multiple of a cache set's distance.
+constexpr int kValueStride = kLargestBlock + 16;
+
+// What a feature takes of every row of values: features of a small block share the rows, so that their values are on few pages.
+inline int feature_room(int64_t block) { return block <= 256 ? 256 + 16 : kValueStride; }
+
+// How many vectors of a tile the registers hold beside the live rows, the base row and the vectors of one input.
+template <int LIVE>
+constexpr int widest_tile() {
+  constexpr int registers = KAN_VECTOR_BYTES == 64 ? 32 : 16;
+  int width = LIVE < 0 ? 1 : 4;
+  while (width > 1 && (LIVE + 2) * width + 1 >= registers) --width;
+  return width;
+}
+
+template <int LIVE>
+constexpr int pivot_row() {
+  return LIVE / 2;
+}
+
+// What the values of the live bases sum to.
+enum class ValueSum { unknown, zero, one };
+
+// A feature's inputs. Row k of the values is at values + k * kValueStride: for k = live, the
+// base activation, an entry an input; for k < live, place[position] is the entry of the input that is sorted there.
+template <class C>
+struct Inputs {
+  const C* values;
+  const int32_t* first_rows;  // by input
+  int count, live;
+  Runs runs;
+  const int32_t* place;
+  int last_row;        // that an input can read first
+  bool interior;       // every input has K+1 bases
+  ValueSum value_sum;  // of those that have
+
+  // What a run's values sum to if it is one of USED. Only runs of the first and the last row can have inputs near the ends of the
+  // knots.
+  template <ValueSum... USED>
+  ValueSum value_sum_of(int run) const {
+    const bool has_all = interior || (runs.first[run] > 0 && runs.first[run] < last_row);
+    return has_all && ((value_sum == USED) || ...) ? value_sum : ValueSum::unknown;
+  }
+};
+
+// Calls f with `sum`, one of USED or unknown, as a Constant.
+template <ValueSum FIRST, ValueSum... USED, class F>
+[[gnu::always_inline]] inline auto with_value_sum(ValueSum sum, F f) {
+  if (sum == FIRST) return f(Constant<FIRST>{});
+  if constexpr (sizeof...(USED) > 0)
+    return with_value_sum<USED...>(sum, f);
+  else
+    return f(Constant<ValueSum::unknown>{});
+}
+
+template <class C, int R>
+[[gnu::always_inline]] inline bool all_finite(const V<C>* v) {
+  Index<C> bad = {};
+  for (int r = 0; r < R; ++r) bad |= non_finite<C>(v[r]);
+  return !any_lane<C>(bad);
+}
+
+// The coefficients of one feature and tile: row m at rows + m * row_stride, and the base activation's.
+template <class C>
+struct CoefTile {
+  const C* rows;
+  int64_t row_stride;
+  const C* base;
+
+  const C* row(int64_t m) const { return rows + m * row_stride; }
+};
+
+// A run's rows in registers.
+template <class C, int LIVE, int R>
+struct LiveRows {
+  V<C> spline[LIVE > 0 ? LIVE : 1][R], base[R];
+
+  [[gnu::always_inline]] explicit LiveRows(const CoefTile<C>& tile) { read_row(tile.base, base); }
+  [[gnu::always_inline]] void read(const CoefTile<C>& tile, int32_t first) {
+    for (int k = 0; k < LIVE; ++k) read_row(tile.row(first + k), spline[k]);
+  }
+  [[gnu::always_inline]] static void read_row(const C* from, V<C>* row) {
+    for (int r = 0; r < R; ++r) row[r] = load(from + r * Simd<C>::lanes);
+  }
+  // Takes the pivot's from the other rows, for values of that sum. Infinite coefficients are left for their products to spread.
+  [[gnu::always_inline]] ValueSum subtract_pivot(ValueSum sum) {
+    constexpr int pivot = pivot_row<LIVE>();
+    if (LIVE < 2 || sum == ValueSum::unknown || !all_finite<C, R>(spline[pivot])) return ValueSum::unknown;
+    for (int k = 0; k < LIVE; ++k) {
+      if (k == pivot) continue;
+      for (int r = 0; r < R; ++r) spline[k][r] -= spline[pivot][r];
+    }
+    return sum;
+  }
+};
+
+// finish(b, sum) for every input b, run by run: its values x coefficients, R vectors. They are summed by themselves before they are
+// added to those of other features, so that the rounding errors of a long sum grow with the features, not with the products.
+template <class C, int LIVE, int R, class Finish>
+[[gnu::always_inline]] inline void contract_runs(const Inputs<C>& inputs, const CoefTile<C>& tile, Finish finish) {
+  constexpr int pivot = pivot_row<LIVE>();
+  const Runs& runs = inputs.runs;
+  LiveRows<C, LIVE, R> rows(tile);
+  for (int run = 0; run < runs.count; ++run) {
+    rows.read(tile, runs.first[run]);
+    const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::one>(run));
+    with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+      constexpr ValueSum value_sum = decltype(known)::value;
+      for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+        const int64_t b = runs.order[position];
+        const C* value = inputs.values + inputs.place[position];
+        V<C> sum[R];
+        const V<C> base_factor = broadcast(inputs.values[LIVE * kValueStride + b]);
+        for (int r = 0; r < R; ++r)
+          sum[r] = value_sum == ValueSum::one ? rows.spline[pivot][r] + base_factor * rows.base[r] : base_factor * rows.base[r];
+        for (int k = 0; k < LIVE; ++k) {
+          if (value_sum != ValueSum::unknown && k == pivot) continue;
+          const V<C> factor = broadcast(value[k * kValueStride]);
+          for (int r = 0; r < R; ++r) sum[r] += factor * rows.spline[k][r];
+        }
+        finish(b, sum);
+      }
+    });
+  }
+}
+
+// y[b, tile] += values x coefficients.
+template <class C, int LIVE, int R>
+void forward_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  contract_runs<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
+    C* to = y + b * y_stride;
+    for (int r = 0; r < R; ++r) store<C>(to + r * Simd<C>::lanes, load(to + r * Simd<C>::lanes) + sum[r]);
+  });
+}
+
+// The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
+// measures as much as the sort, and more than it where runs are short.
+template <class C, int LIVE, int R>
+void forward_tile_unsorted(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> base[R];
+  LiveRows<C, LIVE, R>::read_row(tile.base, base);
+  for (int64_t b = 0; b < inputs.count; ++b) {
+    const C *value = inputs.values + b, *row = tile.row(inputs.first_rows[b]);
+    C* to = y + b * y_stride;
+    V<C> sum[R];
+    const V<C> base_factor = broadcast(value[LIVE * kValueStride]);
+    for (int r = 0; r < R; ++r) sum[r] = base_factor * base[r];
+    for (int k = 0; k < LIVE; ++k) {
+      const V<C> factor = broadcast(value[k * kValueStride]);
+      for (int r = 0; r < R; ++r) sum[r] += factor * load(row + k * tile.row_stride + r * lanes);
+    }
+    for (int r = 0; r < R; ++r) store<C>(to + r * lanes, load(to + r * lanes) + sum[r]);
+  }
+}
+
+// products[b * lanes + l] = the part of sum over the tile of (values x coefficients) g that lane l holds.
+template <class C, int LIVE, int R>
+void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
+  constexpr int lanes = Simd<C>::lanes, pivot = pivot_row<LIVE>();
+  const Runs& runs = inputs.runs;
+  LiveRows<C, LIVE, R> rows(tile);
+  for (int run = 0; run < runs.count; ++run) {
+    rows.read(tile, runs.first[run]);
+    const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::zero, ValueSum::one>(run));
+    with_value_sum<ValueSum::zero, ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+      constexpr ValueSum value_sum = decltype(known)::value;
+      for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+        const int64_t b = runs.order[position];
+        const C* value = inputs.values + inputs.place[position];
+        V<C> gradient[R];
+        for (int r = 0; r < R; ++r) gradient[r] = load(g + b * g_stride + r * lanes);
+        const auto product = [&](const V<C>* row) __attribute__((always_inline)) {
+          V<C> dot = row[0] * gradient[0];
+          for (int r = 1; r < R; ++r) dot += row[r] * gradient[r];
+          return dot;
+        };
+        // One chain of additions would take 10% longer.
+        V<C> sums[2] = {broadcast(inputs.values[LIVE * kValueStride + b]) * product(rows.base), V<C>{}};
+        for (int k = 0; k < LIVE; ++k) {
+          if (value_sum != ValueSum::unknown && k == pivot) continue;
+          sums[(k + 1) % 2] += broadcast(value[k * kValueStride]) * product(rows.spline[k]);
+        }
+        if (value_sum == ValueSum::one) sums[(pivot + 1) % 2] += product(rows.spline[pivot]);
+        store<C>(products + b * lanes, sums[0] + sums[1]);
+      }
+    });
+  }
+}
+
+// gradient[first row + k] += sum over a run's inputs begin .. end-1 of value k times g; base_gradient likewise. What they add is
+// summed by itself before it is added, so that rounding errors grow with their number and that of the sums, not with the product.
+// Returns false, and adds nothing, where an infinite g would cancel instead of spreading.
+template <class C, int LIVE, int R, ValueSum SUM>
+[[gnu::always_inline]] inline bool add_run(const Inputs<C>& inputs, int begin, int end, const C* g, int64_t g_stride,
+                                           C* gradient, int64_t gradient_stride, C* base_gradient) {
+  constexpr int lanes = Simd<C>::lanes, pivot = SUM == ValueSum::unknown ? -1 : pivot_row<LIVE>();
+  const int32_t* const order = inputs.runs.order;
+  V<C> sum[LIVE + 1][R], of_g[R];
+  for (int r = 0; r < R; ++r) of_g[r] = V<C>{};
+  for (int k = 0; k <= LIVE; ++k)
+    for (int r = 0; r < R; ++r) sum[k][r] = V<C>{};
+  for (int position = begin; position < end; ++position) {
+    const int64_t b = order[position];
+    const C *value = inputs.values + inputs.place[position], *base_value = inputs.values + LIVE * kValueStride + b;
+    V<C> gv[R];
+    for (int r = 0; r < R; ++r) gv[r] = load(g + b * g_stride + r * lanes);
+    for (int k = 0; k <= LIVE; ++k) {
+      if (k == pivot) continue;
+      const V<C> factor = broadcast(k < LIVE ? value[k * kValueStride] : *base_value);
+      for (int r = 0; r < R; ++r) sum[k][r] += factor * gv[r];
+    }
+    if constexpr (SUM == ValueSum::one)
+      for (int r = 0; r < R; ++r) of_g[r] += gv[r];
+  }
+  if constexpr (pivot >= 0) {
+    for (int k = 0; k < LIVE; ++k) {
+      if (k == pivot) continue;
+      for (int r = 0; r < R; ++r) of_g[r] -= sum[k][r];
+    }
+    if (!all_finite<C, R>(of_g)) return false;
+    for (int r = 0; r < R; ++r) sum[pivot][r] = of_g[r];
+  }
+  for (int k = 0; k <= LIVE; ++k)
+    for (int r = 0; r < R; ++r) {
+      C* to = (k < LIVE ? gradient + k * gradient_stride : base_gradient) + r * lanes;
+      store<C>(to, load(to) + sum[k][r]);
+    }
+  return true;
+}
+
+// at_once: of a run's inputs, whose sum is then added. pivots: whether the pivot's row may come from the others', with errors of the
+// size of g, not of its products.
+template <class C, int LIVE, int R>
+void backward_coef_tile(const Inputs<C>& inputs, int at_once, bool pivots, const C* g, int64_t g_stride, C* gradient,
+                        int64_t gradient_stride, C* base_gradient) {
+  for (int run = 0; run < inputs.runs.count; ++run) {
+    C* const to = gradient + inputs.runs.first[run] * gradient_stride;
+    const ValueSum known_sum = LIVE > 1 && pivots ? inputs.template value_sum_of<ValueSum::one>(run) : ValueSum::unknown;
+    const int run_end = inputs.runs.start[run + 1];
+    for (int begin = inputs.runs.start[run]; begin < run_end; begin += at_once) {
+      const int end = begin + at_once < run_end ? begin + at_once : run_end;
+      const bool added = with_value_sum<ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+        return add_run<C, LIVE, R, decltype(known)::value>(inputs, begin, end, g, g_stride, to, gradient_stride, base_gradient);
+      });
+      if (!added) add_run<C, LIVE, R, ValueSum::unknown>(inputs, begin, end, g, g_stride, to, gradient_stride, base_gradient);
+    }
+  }
+}
+
+// The same, one vector wide, for a degree without a specialisation: the rows stay in L1.
+
+// Calls finish(b, values x coefficients) for every input.
+template <class C, class Finish>
+void contract_general(const Inputs<C>& inputs, const CoefTile<C>& tile, Finish finish) {
+  const V<C> base = load(tile.base);
+  for (int64_t b = 0; b < inputs.count; ++b) {
+    V<C> spline = {};
+    for (int k = 0; k < inputs.live; ++k)
+      spline += broadcast(inputs.values[k * kValueStride + b]) * load(tile.row(inputs.first_rows[b] + k));
+    finish(b, spline + broadcast(inputs.values[inputs.live * kValueStride + b]) * base);
+  }
+}
+
+template <class C>
+void forward_tile_general(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
+  contract_general(inputs, tile, [&](int64_t b, V<C> sum) { store<C>(y + b * y_stride, load(y + b * y_stride) + sum); });
+}
+
+template <class C>
+void backward_input_tile_general(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride,
+                                 C* products) {
+  const Runs& runs = inputs.runs;
+  const V<C> base = load(tile.base);
+  for (int run = 0; run < runs.count; ++run)
+    for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
+      const int64_t b = runs.order[position];
+      V<C> slope = {};
+      for (int k = 0; k < inputs.live; ++k)
+        slope += broadcast(inputs.values[k * kValueStride + b]) * load(tile.row(runs.first[run] + k));
+      slope += broadcast(inputs.values[inputs.live * kValueStride + b]) * base;
+      store<C>(products + b * Simd<C>::lanes, slope * load(g + b * g_stride));
+    }
+}
+
+template <class C>
+void backward_coef_tile_general(const Inputs<C>& inputs, int at_once, const C* g, int64_t g_stride, C* gradient,
+                                int64_t gradient_stride, C* base_gradient) {
+  const Runs& runs = inputs.runs;
+  for (int run = 0; run < runs.count; ++run)
+    for (int begin = runs.start[run]; begin < runs.start[run + 1]; begin += at_once) {
+      const int end = begin + at_once < runs.start[run + 1] ? begin + at_once : runs.start[run + 1];
+      for (int k = 0; k <= inputs.live; ++k) {
+        V<C> sum = {};
+        for (int position = begin; position < end; ++position) {
+          const int64_t b = runs.order[position];
+          sum += broadcast(inputs.values[k * kValueStride + b]) * load(g + b * g_stride);
+        }
+        C* row = k < inputs.live ? gradient + (runs.first[run] + k) * gradient_stride : base_gradient;
+        store<C>(row, load(row) + sum);
+      }
+    }
+}
+
+}  // namespace
+}  // namespace KAN_NAMESPACE

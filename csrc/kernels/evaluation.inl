@@ -1,0 +1,157 @@
+// The inputs of a chunk of features, read, evaluated and sorted.
+#pragma once
+
+#include "namespace.inl"
+#include "simd.inl"
+#include "activation.inl"
+#include "knot_tables.inl"
+#include "basis.inl"
+#include "row_sort.inl"
+#include "contract.inl"
+#include "tiling.inl"
+#include "packing.inl"
+
+namespace KAN_NAMESPACE {
+namespace {
+
+constexpr int kWorthwhileRun = 4;  // inputs of an interval from which on they are evaluated together
+
+// A block's rows of a chunk of features, transposed to (feature, row), of which a group is evaluated at a time.
+template <class C>
+struct EvaluationScratch {
+  const TiledLayer<C>& layer;
+  const int live;
+  const int room;           // of a feature, in rows
+  const bool with_slopes, sorts;
+  // Fine grids, whose tables no register holds: once sorted by their interval, inputs share its coefficients. The splines' values
+  // then stand in the order of the sorted inputs, which the loops for few outputs could not read.
+  const bool by_run;
+  Buffer<C> x, w, values, slopes;
+  Buffer<C> sorted_x, sorted_w;
+  Buffer<int32_t> in_order;  // 0, 1, 2, ...
+  Buffer<uint8_t> interior;  // of a feature's evaluation: every input has K+1 bases
+  RunScratch sorted;
+  int64_t first_feature = 0;
+  int row_count = 0, padded = 0;
+
+  EvaluationScratch(const TiledLayer<C>& layer_, int64_t block, int64_t chunk, int64_t group, bool with_slopes_, bool sorts_)
+      : layer(layer_), live(layer.live), room(feature_room(block)), with_slopes(with_slopes_), sorts(sorts_),
+        by_run(sorts && layer.tables.specialised() && layer.tables.row_vectors == 0 && layer.few_outputs_table_vectors() == 0 &&
+               layer.tables.intervals <= room / kWorthwhileRun),
+        x(chunk * room), w(w_size(chunk * room)), values(values_before(group + kValueStride / room - 1)),
+        slopes(with_slopes ? values_before(group + kValueStride / room - 1) : 0), sorted_x(by_run ? room + Simd<C>::lanes : 0),
+        sorted_w(by_run ? w_size(room + Simd<C>::lanes) : 0), in_order(by_run ? room : 0), interior(group),
+        sorted(room, group, by_run ? layer.tables.intervals + 1 : layer.buckets()) {
+    for (int b = 0; by_run && b < room; ++b) in_order[b] = b;
+  }
+
+  void read(int64_t first_row, int64_t rows, int64_t first_feature_, int64_t features) {
+    first_feature = first_feature_;
+    row_count = int(rows);
+    padded = int(divide_up(rows, Simd<C>::lanes) * Simd<C>::lanes);
+    const Problem& p = layer.problem;
+    read_transposed(p.storage, p.x, first_row, row_count, padded, first_feature, features, x.data, room);
+    if (p.w.data != nullptr) read_transposed(p.storage, p.w, first_row, row_count, padded, first_feature, features, w.data, room);
+  }
+
+  // Evaluates and, if asked to, sorts the features from..from + features of those read.
+  void evaluate(int64_t from, int64_t features) {
+    for (int64_t f = 0; f < features; ++f) {
+      const Evaluation<C> e = evaluation(f, &x[(from + f) * room], &w[(from + f) * room]);
+      if (by_run)
+        layer.tables.find_intervals(first_feature + from + f, e.x, padded, e.rows);
+      else
+        interior[f] = evaluate_spline(first_feature + from + f, e);
+      evaluate_base(e);
+    }
+    if (sorts) sorted.sort(features, row_count);
+    for (int64_t f = 0; by_run && f < features; ++f) evaluate_sorted(from + f, f);
+  }
+
+  // Feature f of those evaluated last: the values of order n. A derivative's sum, 0, is that of large terms and is not made use of.
+  Inputs<C> inputs(int64_t f) const {
+    const bool sum_to_one = layer.problem.derivative == 0 && layer.problem.w.data == nullptr;
+    return inputs_of(values.data, f, sum_to_one ? ValueSum::one : ValueSum::unknown);
+  }
+
+  // What the gradient with respect to the inputs takes: the slopes if they were evaluated, else the values.
+  Inputs<C> input_gradient_inputs(int64_t f) const {
+    if (with_slopes) return inputs_of(slopes.data, f, ValueSum::zero);
+    return layer.problem.derivative > 0 ? inputs_of(values.data, f, ValueSum::zero) : inputs(f);
+  }
+
+  bool is_finite(int64_t feature) const {
+    Index<C> bad = {};
+    for (int b = 0; b < padded; b += Simd<C>::lanes) bad |= non_finite<C>(load(&x[feature * room + b]));
+    return !any_lane<C>(bad);
+  }
+
+ private:
+  // Where the values of feature f of a group begin.
+  int64_t values_before(int64_t f) const {
+    const int64_t sharing = kValueStride / room;
+    return f / sharing * (live + 1) * kValueStride + f % sharing * room;
+  }
+  int64_t w_size(int64_t size) const { return layer.problem.w.data == nullptr ? 0 : size; }
+
+  Evaluation<C> evaluation(int64_t f, const C* points, const C* weights) {
+    const int64_t own = values_before(f);
+    return {points, layer.problem.w.data != nullptr ? weights : nullptr, padded, &values[own], with_slopes ? &slopes[own] : nullptr,
+            kValueStride, sorted.keys(f)};
+  }
+
+  Inputs<C> inputs_of(const C* v, int64_t f, ValueSum value_sum) const {
+    const Runs runs = sorted.runs(f);
+    return {v + values_before(f), sorted.keys(f), row_count, live, runs, by_run ? in_order.data : runs.order,
+            layer.buckets() - 1, interior[f] != 0, value_sum};
+  }
+
+  // Feature `read` of those read, f of the group; the keys of its runs, intervals until then, become first rows.
+  void evaluate_sorted(int64_t read, int64_t f) {
+    const KnotTables<C>& tables = layer.tables;
+    const Runs runs = sorted.runs(f);
+    for (int position = 0; position < row_count; ++position) sorted_x[position] = x[read * room + runs.order[position]];
+    for (int position = 0; layer.problem.w.data != nullptr && position < row_count; ++position)
+      sorted_w[position] = w[read * room + runs.order[position]];
+    const Evaluation<C> e = evaluation(f, sorted_x.data, sorted_w.data);
+    tables.with_specialisation([&](auto degree) {
+      evaluate_runs<C, decltype(degree)::value>(tables, tables.table_of[first_feature + read], e, runs.first, runs.start, runs.count);
+    });
+    interior[f] = runs.count > 0 && tables.is_interior(runs.first[0]) && tables.is_interior(runs.first[runs.count - 1]);
+    for (int run = 0; run < runs.count; ++run) runs.first[run] = tables.first_row(runs.first[run]);
+  }
+
+  void evaluate_base(const Evaluation<C> e) const {
+    const bool has_base = layer.has_base();
+    const BaseActivation<C>&activation = layer.activation, &next_activation = layer.next_activation;
+    for (int b = 0; b < e.count; b += Simd<C>::lanes) {
+      V<C> value = {}, slope = {};
+      if (has_base && e.slopes != nullptr)
+        activation(load(e.x + b), next_activation, value, slope);
+      else if (has_base)
+        value = activation(load(e.x + b));
+      if (e.w != nullptr && has_base) {
+        value *= load(e.w + b);
+        slope *= load(e.w + b);
+      }
+      store<C>(e.values + live * kValueStride + b, value);
+      if (e.slopes != nullptr) store<C>(e.slopes + live * kValueStride + b, slope);
+    }
+  }
+
+  bool evaluate_spline(int64_t feature, const Evaluation<C>& e) const {
+    if (live == 0) {
+      for (int b = 0; b < padded; ++b) e.rows[b] = 0;
+      return true;
+    }
+    const KnotTables<C>& tables = layer.tables;
+    const int64_t i = tables.table_of[feature];
+    if (!tables.specialised()) return evaluate_general(tables, i, e);
+    bool all_exist = false;
+    tables.with_specialisation([&](auto degree) { all_exist = evaluate_specialised<C, decltype(degree)::value>(tables, i, e); });
+    return all_exist;
+  }
+};
+
+}  // namespace
+}  // namespace KAN_NAMESPACE

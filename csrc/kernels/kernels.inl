@@ -1,0 +1,30 @@
+// The operators of one instruction set, on raw pointers. Each kernels_<set>.cpp sets the target and includes this.
+//
+// Loops: the inputs of a block of rows are evaluated and sorted feature by feature, then contracted tile by tile over the
+// outputs, a tile being a few registers wide. How the work is divided depends on the problem's shape alone, never on the number
+// of threads.
+#pragma once
+
+#include "backward.inl"
+#include "edge_std.inl"
+#include "edges.inl"
+#include "forward.inl"
+#include "moments.inl"
+#include "namespace.inl"
+
+namespace KAN_NAMESPACE {
+namespace {
+
+// float64 computes in double, everything else in float.
+void forward_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? forward<double>(p, f) : forward<float>(p, f); }
+void backward_any(const Problem& p, ParallelFor f) {
+  p.storage == Storage::float64 ? backward<double>(p, f) : backward<float>(p, f);
+}
+void edge_l1_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? edge_l1<double>(p, f) : edge_l1<float>(p, f); }
+
+}  // namespace
+
+constexpr kan::KernelSet kernel_set(const char* name) {
+  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward, &edge_std};
+}
+}  // namespace KAN_NAMESPACE

@@ -1,0 +1,1 @@
+"""Construction of knots, and refitting of splines to new knots."""

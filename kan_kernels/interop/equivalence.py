@@ -1,0 +1,202 @@
+"""Comparison of a module's own forward with the fused forward, before its class is replaced.
+
+The comparison uses small copies of the module with a few of its inputs and outputs, so that the cost does not depend on the
+width. The copies have changed parameters, so that edges which are zero or masked are compared too.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+POINTS = 11
+TOLERANCE = 1e-8  # relative, in float64: it detects a bias of 1e-4
+# (training mode, fraction of the parameters' elements that are changed). Layers such as dropout depend on the mode. One pass
+# changes half of the elements, since a forward may treat small values specially, and the other changes all.
+_PASSES = ((False, 0.5), (True, 1.0))
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+Numbers = Callable[[Any], list[Tensor]]
+Kind = tuple[Any, ...]
+
+
+def probe_inputs(grid: Tensor) -> Tensor:
+    """Return inputs (11, I), float64, over and beyond the range of the knots (I, T), in a different order per feature."""
+    low, high = grid[:, :1].double(), grid[:, -1:].double()
+    row = torch.arange(POINTS, dtype=torch.float64, device=grid.device)
+    feature = torch.arange(grid.shape[0], dtype=torch.float64, device=grid.device).unsqueeze(1)
+    place = (row * 0.381966 + feature * 0.7548777) % 1 * 1.1 - 0.05
+    return torch.lerp(low, high, place).t()
+
+
+def extreme_inputs(features: int, device: torch.device, with_nan: bool = True) -> Tensor:
+    """Return inputs (6, features), float64, or 5 rows without NaN, that reveal a clamp or nan_to_num before the layer."""
+    values = [1e3, -1e3, 30.0, -30.0, 0.0, *([float("nan")] if with_nan else [])]
+    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1).repeat(1, features)
+
+
+def ends(count: int) -> list[int]:
+    """Return the indices of the first and last of `count` inputs or outputs."""
+    return sorted({0, count - 1}) if count else []
+
+
+def telling_features(grid: Tensor) -> list[int]:
+    """Return the indices of the first and last feature, and of the one with the closest, equal or unordered knots (I, T)."""
+    if len(grid) < 4:
+        return list(range(len(grid)))
+    steps = grid.detach().diff(dim=1)
+    return sorted({0, int((steps.amin(1) / steps.amax(1)).argmin()), len(grid) - 1})
+
+
+def changed(tensor: Tensor, share: float) -> Tensor:
+    """Return a float64 copy with values in [-1, 1] added to a fraction `share` of the elements, deterministic per shape."""
+    make = _few_changes if tensor.numel() <= 4096 else _changes
+    return make(tensor.shape, share, tensor.device) + tensor.detach()
+
+
+def _changes(shape: torch.Size, share: float, device: torch.device) -> Tensor:
+    place = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device).view(shape)
+    return (place * 0.618034 % 1 * 2 - 1) * ((place * 0.754878) % 1 < share)
+
+
+_few_changes = lru_cache(maxsize=128)(_changes)
+
+
+def twin(
+    cls: type[nn.Module],
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, Any],
+    children: Mapping[str, nn.Module] | None = None,
+) -> nn.Module:
+    """Return a copy of a module, of class `cls`, with these float64 tensors and these attributes.
+
+    The children are float64 copies unless `children` is given. Hooks are not copied. Lists, dicts and sets are copied
+    shallowly, and all other attributes are shared with the module.
+    """
+    copied = cls.__new__(cls)
+    held = {name: copy.copy(value) if type(value) in (list, dict, set) else value for name, value in vars(module).items()}
+    held.pop("_compiled_call_impl", None)
+    vars(copied).update(held | vars(nn.Module()) | dict(attributes))
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            copied._parameters[name] = nn.Parameter(tensor, requires_grad=name != "grid")
+        else:
+            copied._buffers[name] = tensor
+    if children is None:
+        copied._modules.update({name: _copied(child) for name, child in module._modules.items()})
+    else:
+        vars(copied).update(module._modules)  # plain attributes, so that train() on the copy does not affect them
+        copied._modules.update(children)
+        for name in children:
+            del vars(copied)[name]
+    return copied
+
+
+def compare_forwards(twin_of: Callable[[float], nn.Module], theirs: Numbers, ours: Numbers) -> str:
+    """Return why two forwards of a module are not the same function, or "" if they agree.
+
+    Args:
+        twin_of: returns a copy of the module, made by `twin`, with the given fraction of its elements changed.
+        theirs, ours: call a copy with either forward and return tensors to compare. NaN elements of theirs are skipped.
+    """
+    found_numbers = False
+    for training, share in _PASSES:
+        try:
+            copied = nn.Module.train(twin_of(share), training)
+            found, expected = ours(copied), theirs(copied)
+        except Exception as error:  # an unknown forward may raise anything
+            return f"its forward cannot be compared: {one_line(error)}"
+        if len(expected) != len(found):
+            return f"its forward returns {len(expected)} tensors, the fused forward {len(found)}"
+        for a, b in zip(expected, found, strict=True):
+            difference = _difference(a.detach(), b.detach())
+            if difference:
+                return difference
+            found_numbers = found_numbers or bool((a.isfinite() & (a != 0)).any())
+    return "" if found_numbers else "its forward returns no finite nonzero values to compare"
+
+
+def kind_of(layer: nn.Module, sizes: Collection[str]) -> Kind:
+    """Return a key of everything but `sizes` and tensor values. Of the layers with equal keys only one is compared."""
+    own = {name: _mark(value) for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE and name not in sizes}
+    children: dict[str, Any] = {name: _mark(child) for name, child in layer._modules.items()}
+    for name, child in layer._modules.items():
+        if child is not None and _holds_nothing(child):
+            of_child = {k: _mark(value) for k, value in vars(child).items() if k not in _OF_EVERY_MODULE}
+            children[name] = (type(child), tuple(sorted(of_child.items())))
+    held = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
+    in_order = bool((cast(Any, layer).grid.detach().diff(dim=1) > 0).all())
+    return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held)), in_order
+
+
+def _mark(value: Any) -> tuple[str, Any]:
+    """Return a hashable key that compares plain values by value and other objects by identity."""
+    return type(value).__name__, value if isinstance(value, (int, float, str)) else id(value)
+
+
+def _holds_nothing(module: nn.Module) -> bool:
+    return not any(vars(module)[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS))
+
+
+@contextmanager
+def on_its_own(device: torch.device) -> Iterator[None]:
+    """Disable inference mode and autocast, and preserve the random state."""
+    with (
+        torch.inference_mode(False),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        yield
+
+
+def layer_values(call: Callable[[Any, Tensor], Sequence[Tensor]], grid: Tensor) -> Numbers:
+    """Return a function of a layer with knots (I, T): in training mode its outputs and gradients, else outputs for NaN too."""
+    points = probe_inputs(grid)
+
+    def numbers(module: nn.Module) -> list[Tensor]:
+        x = torch.cat([points, extreme_inputs(len(grid), grid.device, with_nan=not module.training)])
+        with torch.set_grad_enabled(module.training):
+            if not module.training:
+                return list(call(module, x))
+            values = call(module, x.requires_grad_())
+            total = torch.stack([value.sin().sum() for value in values]).sum()
+            leaves = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+            return [*values, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
+
+    return numbers
+
+
+def one_line(error: Exception) -> str:
+    """Format an error's type and message in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:200]}"
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> str:
+    if theirs.shape != ours.shape:
+        return f"its forward returns shape {tuple(theirs.shape)}, the fused forward {tuple(ours.shape)}"
+    off = (theirs - ours).abs().masked_fill(theirs.isnan() | (theirs == ours), 0.0)
+    size = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    if bool((off <= TOLERANCE * (1 + size)).all()):
+        return ""
+    return f"its forward computes a different function: errors up to {off.max().item():.3g} for values up to {size.item():.3g}"
+
+
+def _copied(module: nn.Module | None) -> nn.Module | None:
+    """Return a float64 copy without hooks."""
+    if module is None:
+        return None
+    if _holds_nothing(module):
+        return copy.copy(module)
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for name in _HOOKS:
+            getattr(part, name).clear()
+    return copied.double()

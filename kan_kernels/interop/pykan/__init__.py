@@ -1,0 +1,1 @@
+"""Acceleration and conversion of pykan layers and networks."""

@@ -1,0 +1,1 @@
+"""Shared utilities: argument checks, autocast, errors under torch.compile, DTensors, and memory layouts of gradients."""
