@@ -43,14 +43,14 @@ def in_extent(item, extent: str, position: int) -> bool:
     order 0, and of the other combinations every fourth. "check" is every fifth case on the best instruction set, in float32
     and float64 and orders 0 and 1.
 
-    Triton's interpreter and compiler are slow: outside of "full" every fifth test of a function runs, compiled for one target
-    of each vendor.
+    Triton's interpreter and compiler are slow: outside of "full" every seventh test of a function runs, compiled for one
+    target of each vendor.
     """
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if extent == "full":
         return True
     if item.path.parent.name == "gpu":
-        return position % 5 == 0 and parameters.get("target") not in ("sm_80", "sm_100")
+        return position % 7 == 0 and parameters.get("target") not in ("sm_80", "sm_100")
     if getattr(item, "originalname", None) != "test_operators":
         return True
     case, dtype, order = CASES.index(parameters["case"]), DTYPES.index(parameters["dtype"]), parameters["order"]
