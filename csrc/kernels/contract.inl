@@ -181,32 +181,36 @@ template <class C, int LIVE, int R>
 void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
   constexpr int lanes = Simd<C>::lanes, pivot = pivot_row<LIVE>();
   const Runs& runs = inputs.runs;
+  const C* const values = inputs.values;
   LiveRows<C, LIVE, R> rows(tile);
   for (int run = 0; run < runs.count; ++run) {
     rows.read(tile, runs.first[run]);
     const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::zero, ValueSum::one>(run));
-    with_value_sum<ValueSum::zero, ValueSum::one>(known_sum, [&](auto known) __attribute__((always_inline)) {
+    const int64_t start = runs.start[run], count = runs.start[run + 1] - start;
+    const int32_t *const order = runs.order + start, *const place = inputs.place + start;
+    // By value: the store may change what a reference leads to, and every input would load it again. The sum over k comes before
+    // the product with g: fewer operations than a product for each k, 10 instead of 12 at R = 2. Both together took 13% of
+    // spline_backward on AVX2 and 6% on AVX-512 (64 -> 64, 4096 rows, one thread). The forward is 5% slower with copies.
+    const auto add_products = [&, values, order, place, count](auto known) __attribute__((always_inline)) {
       constexpr ValueSum value_sum = decltype(known)::value;
-      for (int position = runs.start[run]; position < runs.start[run + 1]; ++position) {
-        const int64_t b = runs.order[position];
-        const C* value = inputs.values + inputs.place[position];
-        V<C> gradient[R];
-        for (int r = 0; r < R; ++r) gradient[r] = load(g + b * g_stride + r * lanes);
-        const auto product = [&](const V<C>* row) __attribute__((always_inline)) {
-          V<C> dot = row[0] * gradient[0];
-          for (int r = 1; r < R; ++r) dot += row[r] * gradient[r];
-          return dot;
-        };
-        // One chain of additions would take 10% longer.
-        V<C> sums[2] = {broadcast(inputs.values[LIVE * kValueStride + b]) * product(rows.base), V<C>{}};
+      for (int64_t position = 0; position < count; ++position) {
+        const int64_t b = order[position];
+        const C* value = values + place[position];
+        V<C> slope[R];
+        const V<C> base_factor = broadcast(values[LIVE * kValueStride + b]);
+        for (int r = 0; r < R; ++r)
+          slope[r] = value_sum == ValueSum::one ? rows.spline[pivot][r] + base_factor * rows.base[r] : base_factor * rows.base[r];
         for (int k = 0; k < LIVE; ++k) {
           if (value_sum != ValueSum::unknown && k == pivot) continue;
-          sums[(k + 1) % 2] += broadcast(value[k * kValueStride]) * product(rows.spline[k]);
+          const V<C> factor = broadcast(value[k * kValueStride]);
+          for (int r = 0; r < R; ++r) slope[r] += factor * rows.spline[k][r];
         }
-        if (value_sum == ValueSum::one) sums[(pivot + 1) % 2] += product(rows.spline[pivot]);
-        store<C>(products + b * lanes, sums[0] + sums[1]);
+        V<C> dot = slope[0] * load(g + b * g_stride);
+        for (int r = 1; r < R; ++r) dot += slope[r] * load(g + b * g_stride + r * lanes);
+        store<C>(products + b * lanes, dot);
       }
-    });
+    };
+    with_value_sum<ValueSum::zero, ValueSum::one>(known_sum, add_products);
   }
 }
 
