@@ -1,6 +1,7 @@
-"""What a KAN layer is timed against: for a case, callables that compute its forward and one training step.
+"""The baselines that the KAN layer is timed against.
 
-A training step is the forward and, given dloss/dy = g, the gradients of x and of all parameters; no optimizer.
+A baseline computes the forward and one training step of a case. A training step is the forward and, given dloss/dy = g, the
+gradients of x and of all parameters, without an optimizer.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +16,15 @@ from torch.nn import functional as F
 import kan_kernels as kk
 from kan_kernels import reference
 
-PYKAN_BYTES = 2e9  # pykan keeps at least three (N, I, O) tensors; more than this is not worth the wait
+PYKAN_BYTES = 2e9  # pykan keeps at least three (N, I, O) tensors; larger cases take too long
 
 
 class Unavailable(Exception):
-    """Why a baseline cannot be timed here."""
+    """Raised if a baseline cannot be timed here; the message is the reason."""
 
 
 class Baseline(Protocol):
-    """Something to time."""
+    """An implementation to time."""
 
     name: str
 
@@ -51,7 +52,7 @@ class Layer:
 
 @dataclass
 class Products:
-    """The three matrix products of a linear layer's step, without autograd around them."""
+    """The three matrix products of a linear layer's step, without autograd."""
 
     name: str
     products: Sequence[Callable[[], Tensor]]  # y, the gradient of x, the gradient of the weight
@@ -74,18 +75,18 @@ def kan_kernels(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def plain(name: str, case: Case, t: Tensors) -> Layer:
-    """Dense bases times a matrix under plain autograd: efficient-kan's formulation."""
+    """Dense bases times a matrix under plain autograd, which is efficient-kan's formulation."""
     return _kan_layer(name, reference.kan_linear, t)
 
 
 def compiled(name: str, case: Case, t: Tensors) -> Layer:
-    # From the second shape on torch would compile for any size, and after eight shapes no more.
+    # By default, torch compiles for any size from the second shape on and stops compiling after eight shapes.
     torch.compiler.reset()
     return _kan_layer(name, torch.compile(reference.kan_linear, dynamic=False), t)
 
 
 def pykan(name: str, case: Case, t: Tensors) -> Layer:
-    """pykan's KANLayer on the case's own knots and coefficients, computing the same function."""
+    """pykan's KANLayer with the knots and coefficients of the case, so that it computes the same function."""
     try:
         import kan
     except ImportError as error:
@@ -93,7 +94,7 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     size = 3 * 4 * case.N * case.I * case.O
     if size > PYKAN_BYTES:
         raise Unavailable(f"its (N, I, O) tensors would take {size / 1e9:.1f} GB")
-    # Its constructor solves a least-squares problem per edge: build one edge, then give it all of them.
+    # The constructor solves a least-squares problem per edge, so build a layer of one edge and then set all of them.
     layer = kan.KANLayer(in_dim=1, out_dim=1, num=case.G, k=case.K)
     layer.in_dim, layer.out_dim = case.I, case.O
     constants = {"grid": t.grid, "mask": torch.ones(case.I, case.O)}
@@ -109,7 +110,7 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def _linear_operands(case: Case, t: Tensors, features: int | None = None) -> tuple[Tensor, Tensor]:
-    """x and weight of a linear layer: with as many parameters as the KAN layer, or of so many features."""
+    """x and weight of a linear layer with `features` inputs, or with as many parameters as the KAN layer."""
     features = features or case.I * (case.M + 1)
     like = {"device": t.x.device, "dtype": t.x.dtype}
     return torch.randn(case.N, features, **like), torch.randn(case.O, features, **like)
@@ -134,7 +135,7 @@ def torch_products(name: str, case: Case, t: Tensors) -> Products:
 
 
 def onednn_products(name: str, case: Case, t: Tensors) -> Products:
-    """oneDNN's product is a @ b.T: operands it needs transposed are transposed here, outside of the timing."""
+    """oneDNN computes a @ b.T, so the operands are transposed where needed, outside of the timing."""
     if not torch.backends.mkldnn.is_available():
         raise Unavailable("torch was built without oneDNN")
     (x, weight), g = _linear_operands(case, t), t.g
@@ -159,5 +160,5 @@ BASELINES: dict[str, Callable[[str, Case, Tensors], Baseline]] = {
 
 
 def build(name: str, case: Case, t: Tensors) -> Baseline:
-    """The baseline of that name on the case's tensors. Raises Unavailable with the reason."""
+    """Build the named baseline on the tensors of the case. Raises Unavailable with the reason."""
     return BASELINES[name](name, case, t)

@@ -1,6 +1,6 @@
-"""The README's chart, from the newest results: docs/step-light.svg and docs/step-dark.svg.
+"""Draw the README's chart from the newest results: docs/step-light.svg and docs/step-dark.svg.
 
-`python bench/chart.py` writes them, `--check` fails unless the data that they hold are those of the results.
+`python bench/chart.py` writes both files. `--check` fails unless the data stored in them match the results.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from table import ROOT, setup
 
 FOLDER = ROOT / "docs"
 CASES = ("square-64", "square-256", "wide-input", "ten-outputs", "grid-20", "tiny")
-RIVALS = {  # provider, as in the tables -> legend
+RIVALS = {  # provider, as in the tables -> text of the legend
     "nn.Linear": "nn.Linear of as many parameters",
     "reference": "reference: dense bases, efficient-kan's formulation",
     "pykan": "pykan",
@@ -32,11 +32,11 @@ Data = dict[str, object]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors, on a background that is the page's."""
+    """Colors; the background is transparent."""
 
     text: str
     faint: str
-    bars: Sequence[str]  # as RIVALS
+    bars: Sequence[str]  # in the order of RIVALS
 
 
 THEMES = {
@@ -46,7 +46,7 @@ THEMES = {
 
 
 def data(records: list[Record]) -> Data:
-    """What the chart shows: every case's times, None for what was not measured, and what they were measured on."""
+    """The data of the chart: the times of every case, None if not measured, and the setup of the measurement."""
     steps = {(r["case"], r["provider"]): r for r in records if r["mode"] == "step"}
     cases = []
     for case in CASES:
@@ -59,7 +59,7 @@ def data(records: list[Record]) -> Data:
 
 
 def draw(chart: Data, theme: Theme) -> Figure:
-    """8 inches wide: 100 pixels an inch on a page of 800."""
+    """Draw the chart 8 inches wide, which is 800 pixels at 100 pixels per inch."""
     cases = chart["cases"]
     figure = Figure(figsize=(8, 5.3))
     axes = figure.add_axes((0.2, 0.14, 0.73, 0.64))
@@ -100,7 +100,7 @@ def label(case: Record) -> str:
 
 
 def caption(setup: str) -> str:
-    """In two lines, broken between two facts."""
+    """The setup in two lines, broken between two facts."""
     facts = setup.split(", ")
     middle = next(k for k, fact in enumerate(facts) if fact.startswith("kan_kernels"))
     return (
@@ -120,7 +120,7 @@ def write(chart: Data) -> None:
 
 
 def held(file: Path) -> Data:
-    """The data that a written chart was drawn from."""
+    """The data stored in a chart file."""
     return json.loads(ElementTree.parse(file).find(f".//{DESCRIPTION}").text)
 
 

@@ -1,4 +1,4 @@
-"""What edge norms cost beside a forward and a training step.
+"""Time edge norms, with a forward and a training step for comparison.
 
 `make bench`, or `python bench/edges.py [--threads 2] [--rounds 15] [--out FILE]`. Measurements are appended to
 bench/results/<date>-cpu-edges.jsonl, which table.py reads.
@@ -29,7 +29,7 @@ def norms(t: Tensors, ord: str) -> Callable[[], object]:
 
 
 def norms_step(t: Tensors, ord: str) -> Callable[[], object]:
-    """The norms and their gradients with respect to x and all parameters."""
+    """A call that computes the norms and their gradients with respect to x and all parameters."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (t.x, t.spline_weight, t.base_weight) if leaf is not None]
     x, spline_weight, base_weight = leaves
     return lambda: torch.autograd.grad(kk.edge_norms(x, spline_weight, t.grid, base_weight, ord).sum(), leaves)

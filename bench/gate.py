@@ -1,4 +1,4 @@
-"""The correctness gate: no timing is printed for wrong results."""
+"""The correctness gate, which prevents timings of wrong results."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from torch import Tensor
 import kan_kernels as kk
 from kan_kernels import reference
 
-REFERENCE_BASES = 8_000_000  # N I M, up to which the float64 reference is quick and fits in memory
-ROWS = 256  # of a case beyond that
+REFERENCE_BASES = 8_000_000  # the largest N I M for which the float64 reference is quick and fits in memory
+ROWS = 256  # rows checked of a larger case
 
 
 def check(name: str, case: Case, device: str = "cpu") -> None:
-    """Exit unless kan_kernels' float32 forward and gradients are as good as the reference's.
+    """Exit unless kan_kernels' float32 forward and gradients are as accurate as the reference's.
 
-    The twice-rule: the error against the float64 reference is at most twice the float32 reference's error, plus rounding of
-    the largest value.
+    The error against the float64 reference may be at most twice that of the float32 reference, plus the rounding of the
+    largest value.
     """
     t = make(case, torch.float32)
     if case.N * case.I * case.M > REFERENCE_BASES:
@@ -30,7 +30,7 @@ def check(name: str, case: Case, device: str = "cpu") -> None:
     for what, truth in exact.items():
         error = _largest(ours[what] - truth)
         allowed = 2 * _largest(same_dtype[what] - truth) + rounding * _largest(truth)
-        if not error <= allowed:  # also when it is NaN
+        if not error <= allowed:  # also true for NaN
             raise SystemExit(f"{name}: {what} is wrong by {error:.2e}, allowed are {allowed:.2e}: not timed")
 
 

@@ -1,10 +1,10 @@
-"""Time the KAN layer on a GPU against its peers, in every precision of float32 products; correctness first.
+"""Time the KAN layer on a GPU against its peers, in every precision of float32 products, after a correctness check.
 
 `make gpu`, or `python bench/gpu.py [--cases 64,256] [--precisions highest] [--out FILE]`. Measurements are appended to
-bench/results/<date>-gpu.jsonl, which table.py reads. It needs nothing but torch and triton.
+bench/results/<date>-gpu.jsonl, which table.py reads. The script needs only torch and triton.
 
-`make gpu DRY=1`, or `TRITON_INTERPRET=1 python bench/gpu.py --dry-run`, runs the same lines without a GPU: tiny cases on the
-CPU in Triton's interpreter, whose times mean nothing and are not kept.
+`make gpu DRY=1`, or `TRITON_INTERPRET=1 python bench/gpu.py --dry-run`, runs the same code without a GPU: tiny cases on the
+CPU in Triton's interpreter. Their times are meaningless and are not saved.
 """
 
 import argparse
@@ -29,23 +29,23 @@ import kan_kernels as kk
 
 PROVIDERS = ("kan_kernels", "reference", "reference + torch.compile", "nn.Linear", "three GEMMs, torch")
 MODES = ("forward", "step")
-BASES_BYTES = 24e9  # what the reference's temporaries may take
+BASES_BYTES = 24e9  # limit for the reference's temporaries
 DRY_RUN = {"tiny": Case(7, 3, 5), "one-row": Case(1, 2, 3)}
 
 
 class Gpu:
-    """How a GPU's time and memory are measured."""
+    """Measures time and memory on a GPU."""
 
     name = "cuda"
 
     def milliseconds(self, call) -> float:
-        """The median, the cache flushed between calls."""
+        """The median time; the cache is flushed between calls."""
         from triton.testing import do_bench
 
         return do_bench(call, warmup=25, rep=150, return_mode="median")
 
     def peak_megabytes(self, call) -> float:
-        """What a call allocates at most, its results included."""
+        """The peak of the memory that a call allocates, including its results."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -61,7 +61,7 @@ class Gpu:
 
 
 class DryRun:
-    """The CPU in a GPU's place: one call each."""
+    """Replaces the GPU by the CPU and calls everything once."""
 
     name = "cpu"
 
@@ -79,11 +79,11 @@ class DryRun:
 
 
 def measure(device: Gpu | DryRun, name: str, case: Case, t: Tensors, precision: str) -> list[Record]:
-    """Every contender's median and peak memory, in both modes."""
+    """Measure the median time and peak memory of every contender in both modes."""
     records = []
     for provider in PROVIDERS:
         if "compile" in provider and precision != "highest":
-            continue  # a minute for each shape
+            continue  # compiling takes a minute per shape
         if "reference" in provider and 4 * case.N * case.I * (case.M + 1) * 8 > BASES_BYTES:
             continue
         try:
@@ -102,7 +102,7 @@ def measure(device: Gpu | DryRun, name: str, case: Case, t: Tensors, precision: 
 
 
 def table(records: list[Record]) -> str:
-    """A line per contender, times and how many times slower than kan_kernels."""
+    """One line per contender: its times and how many times slower it is than kan_kernels."""
     ours = {(r["precision"], r["mode"]): r["median_ms"] for r in records if r["provider"] == "kan_kernels"}
     lines = []
     for r in records:

@@ -1,4 +1,4 @@
-"""What a measurement was made on and with."""
+"""Describe the machine and the versions that a measurement uses."""
 
 import os
 from datetime import date
@@ -13,8 +13,8 @@ LIMITS = ("KAN_KERNELS_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "
 def describe() -> dict[str, str | int | None]:
     """Processor, cores, torch's threads, versions, the kernels' instruction set and today's date.
 
-    Where environment variables limit the instruction sets, the processor's name says whose: `LIMITS` are ours, torch's own
-    kernels', MKL's and oneDNN's. A fair comparison limits all of them.
+    If environment variables limit the instruction sets, the processor's name includes the limit. `LIMITS` apply to
+    kan_kernels, torch's own kernels, MKL and oneDNN; a fair comparison limits all of them.
     """
     info = kk.info()
     limits = sorted({os.environ[variable].lower() for variable in LIMITS if variable in os.environ})

@@ -1,4 +1,4 @@
-"""The peak memory of one training step of a layer over its inputs."""
+"""Measure the peak memory of one training step of a layer, beyond its inputs."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ TINY = Case(8, 2, 3)
 
 
 def step_megabytes(provider: str, case: Case, threads: int) -> float | None:
-    """None where the system has no such counters."""
-    # What a process sets up once is not part of a step. Compiled code is set up for one size, and keeps no scratch of it.
+    """The peak in megabytes, or None if the system has no such counters."""
+    # The warm-up excludes what a process sets up once. Compiled code is specialised for one size and keeps no scratch memory.
     warm_up = case if "compile" in provider else TINY
     return peak_megabytes(_step, (provider, warm_up), (provider, case), threads)
 

@@ -1,4 +1,4 @@
-"""Whole models against their peers: a training step with loss, backward and optimizer, and the latency of one row.
+"""Time whole models against their peers: a training step with loss, backward and optimizer, and the latency of one row.
 
 `make bench`, or `python bench/models.py [--threads 1,2] [--rounds 15] [--out FILE]`. Measurements are appended to
 bench/results/<date>-cpu-models.jsonl, which table.py reads.
@@ -22,7 +22,7 @@ Call = Callable[[], object]
 
 
 def on_reference(call: Call) -> Call:
-    """Plain torch: dense bases, efficient-kan's formulation."""
+    """Run the call in plain torch with dense bases, which is efficient-kan's formulation."""
 
     def run() -> object:
         with kk.use_backend("reference"):
@@ -32,7 +32,7 @@ def on_reference(call: Call) -> Call:
 
 
 def pykan(widths: list[int]) -> nn.Module | None:
-    """pykan's network without its symbolic branch and records, as its `speed()` leaves it."""
+    """pykan's network after `speed()`, which removes its symbolic branch and its records."""
     try:
         import kan
     except ImportError:
@@ -41,13 +41,13 @@ def pykan(widths: list[int]) -> nn.Module | None:
 
 
 def mlp(inputs: int, outputs: int, parameters: int) -> nn.Module:
-    """One hidden layer, as many parameters."""
+    """An MLP with one hidden layer and about `parameters` parameters."""
     hidden = (parameters - outputs) // (inputs + 1 + outputs)
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
 def networks(widths: list[int], step: Callable[[nn.Module], Call]) -> dict[str, Call]:
-    """The step of a KAN of these widths and of its peers."""
+    """The steps of a KAN of these widths and of its peers."""
     net = kk.KAN(widths)
     parameters = sum(p.numel() for p in net.parameters())
     nets = {"kan_kernels": net, "MLP, equal parameters": mlp(widths[0], widths[-1], parameters), "pykan": pykan(widths)}
@@ -56,7 +56,7 @@ def networks(widths: list[int], step: Callable[[nn.Module], Call]) -> dict[str, 
 
 
 def tiny_layer() -> dict[str, Call]:
-    """KANLinear(2, 5) at 64 rows, forward and all gradients, against a linear layer with an activation."""
+    """KANLinear(2, 5) at 64 rows: the forward and all gradients, against a linear layer with an activation."""
     x, g = (torch.rand(64, 2) * 2 - 1).requires_grad_(), torch.randn(64, 5)
 
     def step(net: nn.Module) -> Call:
@@ -69,7 +69,7 @@ def tiny_layer() -> dict[str, Call]:
 
 
 def one_row() -> dict[str, Call]:
-    """256 -> 256 for one row, against one linear layer of the parameters that the row touches."""
+    """A 256 -> 256 layer for one row, against a linear layer with as many parameters as the row uses."""
     layer, x = kk.KANLinear(256, 256), torch.rand(1, 256) * 2 - 1
     touched, weight = torch.rand(1, 256 * 5), torch.randn(256, 256 * 5)
 
@@ -84,7 +84,7 @@ def one_row() -> dict[str, Call]:
 
 
 def digits() -> dict[str, Call]:
-    """[64, 64, 10] at batch 64 with cross-entropy and Adam."""
+    """A network [64, 64, 10] at batch 64 with cross-entropy and Adam."""
     x, labels = torch.rand(64, 64), torch.randint(0, 10, (64,))
 
     def step(net: nn.Module) -> Call:
@@ -101,7 +101,7 @@ def digits() -> dict[str, Call]:
 
 
 def poisson() -> dict[str, Call]:
-    """[2, 2, 1] on 51 x 51 points: the loss has the network's Laplacian, so a step nests three derivatives."""
+    """A network [2, 2, 1] on 51 x 51 points. The loss contains its Laplacian, so a step nests three derivatives."""
     axis = torch.linspace(-1, 1, 51)
     points = torch.cartesian_prod(axis, axis)
     border = points[(points.abs() == 1).any(1)]

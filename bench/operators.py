@@ -14,7 +14,7 @@ def spline_forward(case: Case, t: Tensors) -> object:
 
 
 def spline_backward_input(case: Case, t: Tensors) -> object:
-    """The gradient of x, so the bases' first derivative."""
+    """The gradient of x, which uses the first derivative of the bases."""
     return ops.spline_backward_input(t.x, t.g, t.spline_weight, None, t.grid, t.base_weight, "silu", 1)
 
 

@@ -1,7 +1,7 @@
-"""The peak memory of a job over what was there before it, as the operating system sees it.
+"""Measure the peak memory of a job beyond the memory in use before it, with the operating system's counters.
 
-torch's profiler would miss what a kernel allocates by itself. Each measurement has a process of its own, because memory that
-an earlier job left behind, in the allocator or in a kernel's scratch, would not be counted again.
+torch's profiler misses memory that a kernel allocates directly. Each measurement runs in a new process, because memory that
+an earlier job left in the allocator or in a kernel's scratch would not be counted again.
 """
 
 import ctypes
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-# Forked from a server that has imported the slow modules and computed nothing.
+# The processes are forked from a server that has imported these slow modules and computed nothing.
 PRELOAD = ["torch", "kan_kernels", "kan"]
 
 
 def peak_megabytes(
     make_job: Callable[..., Callable[[], object]], warm_up: tuple[Any, ...], arguments: tuple[Any, ...], threads: int
 ) -> float | None:
-    """Of the job that make_job(*arguments) makes, after another was done to warm up; None where the system does not count."""
+    """The peak of the job make_job(*arguments) after a run of make_job(*warm_up); None if the system has no counters."""
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists() or "forkserver" not in get_all_start_methods():
         return None
@@ -39,15 +39,15 @@ def _measure(
     (job if warm_up == arguments else make_job(*warm_up))()
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back to the system, or the step would reuse it uncounted
-        Path("/proc/self/clear_refs").write_text("5")  # restarts VmHWM
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system: reusing it would not be counted
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     except (AttributeError, OSError):
         return None
     before = _status()
     kept = job()
     after = _status()
     del kept
-    # Library code that the step paged in is not memory it allocated.
+    # The job does not allocate the library code that it pages in.
     paged_in = after["RssFile"] - before["RssFile"]
     return max(0, after["VmHWM"] - before["VmRSS"] - paged_in) / 1024
 

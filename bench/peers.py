@@ -1,6 +1,6 @@
-"""The peers' models before and after `accelerate`: pykan's own examples, whole fits; efficient-kan's layers; peak memory.
+"""Time the peers' models before and after `accelerate`: fits from pykan's examples, efficient-kan's layers, peak memory.
 
-efficient-kan is in no registry: its layer is tests/peer_layers.py, written after its description. `make bench`, or `python
+efficient-kan is in no registry, so tests/peer_layers.py implements its layer from its description. `make bench`, or `python
 bench/peers.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. Needs pykan. Measurements are appended to
 bench/results/<date>-cpu-peers.jsonl, which table.py reads.
 """
@@ -44,7 +44,7 @@ def network(provider: str, width: list[int], grid: int, seed: int = 0) -> Any:
 
 
 def fitted(net: Any, function: Callable[[torch.Tensor], torch.Tensor], variables: int, **options: Any) -> Job:
-    """A fit on 1000 points, as pykan's examples make them."""
+    """A fit on 1000 points, created as in pykan's examples."""
     import kan
 
     data = kan.create_dataset(function, n_var=variables, train_num=1000, seed=0)
@@ -64,7 +64,7 @@ def hello(provider: str, lamb: float) -> Job:
 
 
 def wide(provider: str) -> Job:
-    """API_10_device, 3 of its 50 steps."""
+    """3 of the 50 steps of API_10_device."""
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.exp(sum(torch.sin(torch.pi * (x[:, [d]] ** 2 + x[:, [d + 1]] ** 2)) for d in (0, 2)) / 2)
@@ -74,7 +74,7 @@ def wide(provider: str) -> Job:
 
 
 def poisson(provider: str) -> Job:
-    """Example_7_PDE_accuracy, the first 2 of its 50 steps on the first grid, grid updates included."""
+    """The first 2 of the 50 steps of Example_7_PDE_accuracy on the first grid, including grid updates."""
     import kan
 
     net = network(provider, [2, 2, 1], 5, seed=1).speed()
@@ -122,7 +122,7 @@ def grid_update(provider: str) -> Job:
     return lambda: layer.update_grid_from_samples(x)
 
 
-# Jobs of some seconds, each on a new network -> how to make one, how many of the peer's (some take long), steps in one.
+# Jobs that take seconds, each on a new network: name -> factory, runs of the peer's (some are slow), steps per job.
 LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
     "pykan, hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5, 1),
     "pykan, hello world, lamb = 0.01, 20 steps": (lambda provider: hello(provider, 0.01), 5, 1),
@@ -140,10 +140,10 @@ def seconds(job: Job) -> float:
 
 
 def time_long(name: str, rounds: int) -> Iterable[Record]:
-    """Each provider's jobs in turn."""
+    """Time the jobs of the providers in turn."""
     make, of_peer, steps = LONG[name]
     taken: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
-    seconds(make("accelerated"))  # imports and allocations are nobody's
+    seconds(make("accelerated"))  # keeps imports and first allocations out of the timings
     for number in range(rounds):
         for provider in PROVIDERS:
             if provider == "accelerated" or number < of_peer:
@@ -154,7 +154,7 @@ def time_long(name: str, rounds: int) -> Iterable[Record]:
 
 
 def step(provider: str, widths: list[int], rows: int) -> Job:
-    """Of efficient-kan's network with cross-entropy and Adam."""
+    """A training step of efficient-kan's network with cross-entropy and Adam."""
     net = peer_layers.KAN(widths)
     if provider == "accelerated":
         kk.accelerate(net)
@@ -169,7 +169,7 @@ def step(provider: str, widths: list[int], rows: int) -> Job:
     return run
 
 
-# Steps of some milliseconds.
+# Steps that take milliseconds: name -> widths, rows.
 SHORT: dict[str, tuple[list[int], int]] = {
     "efficient-kan, [64, 64, 10], batch 64, Adam, a step": ([64, 64, 10], 64),
     "efficient-kan, [784, 64, 10], batch 256, Adam, a step": ([784, 64, 10], 256),
@@ -183,7 +183,7 @@ def time_short(name: str, rounds: int) -> Iterable[Record]:
         yield {"provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min, "samples": timing.samples}
 
 
-# What `accelerate` itself takes, beside a training step of the network as it comes, on 1000 rows.
+# The time of `accelerate`, compared with a training step of the original network on 1000 rows.
 ONCE: dict[str, tuple[str, list[int]]] = {
     "accelerate of pykan's [2, 5, 1] (before: a step)": ("pykan", [2, 5, 1]),
     "accelerate of pykan's [4, 100, 100, 100, 1] (before: a step)": ("pykan", [4, 100, 100, 100, 1]),
@@ -194,7 +194,7 @@ ONCE: dict[str, tuple[str, list[int]]] = {
 
 
 def time_once(name: str, rounds: int) -> Iterable[Record]:
-    """A step before, and the call of `accelerate`, of which every one needs a network that is not accelerated yet."""
+    """Time a step before `accelerate`, and `accelerate` itself; `restore` undoes it, since it needs an original network."""
     peer, widths = ONCE[name]
     net = network("peer", widths, 5) if peer == "pykan" else peer_layers.KAN(widths)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -215,7 +215,7 @@ def time_once(name: str, rounds: int) -> Iterable[Record]:
         yield {"provider": provider, "median_ms": middle, "min_ms": best, "samples": rounds}
 
 
-# Two steps of `fit` with lamb and a grid update; pykan's own with few rows only.
+# Two steps of `fit` with lamb and a grid update. pykan itself runs only with few rows.
 MEMORY = {f"pykan, [8, 16, 32, 16, 8, 1], G = 15, Adam, lamb, {rows} rows": rows for rows in (90, 2000, 100_000)}
 MOST_ROWS_OF_PYKAN = 2000
 
@@ -252,7 +252,7 @@ def main() -> None:
     out = (arguments.out or RESULTS / f"{describe()['date']}-cpu-peers.jsonl").resolve()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # pykan writes where it runs
+        os.chdir(folder)  # pykan writes files into the working directory
         os.mkdir("model")
         for name in tqdm([name for name in (*LONG, *SHORT, *ONCE, *MEMORY) if arguments.only in name]):
             records = measure(name, arguments.rounds, arguments.threads)

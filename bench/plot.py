@@ -1,7 +1,7 @@
-"""Draw a training step's milliseconds by case and contender: `python bench/plot.py [RESULT.jsonl] [--out FILE]`.
+"""Draw the time of a training step by case and contender: `python bench/plot.py [RESULT.jsonl] [--out FILE]`.
 
-Contenders and cases have the names of the README's tables. A dot is a median, its line reaches from the first to the third
-quartile, or, of results without quartiles, down to the fastest sample. What was not measured is named beside its case.
+Contenders and cases have the names of the README's tables. A dot is a median. Its line extends from the first to the third
+quartile, or down to the fastest sample if the results have no quartiles. Missing measurements are listed beside their case.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MARKERS = "oDdsv^P*"
 
 
 def contenders(records: list[Record]) -> dict[str, tuple[str, ...]]:
-    """Name -> the providers of whom the fastest counts: ours, the tables' rivals, and any other that was measured."""
+    """Name -> providers, of which the fastest counts: ours, the rivals of the tables, and any other that was measured."""
     named = {OURS: (OURS,), **RIVALS}
     known = {provider for providers in named.values() for provider in providers}
     return named | {r["provider"]: (r["provider"],) for r in records if r["provider"] not in known}
@@ -31,7 +31,7 @@ def fastest(records: list[Record]) -> Record | None:
 
 
 def spread(record: Record) -> tuple[float, float]:
-    """The ends of its line, in ms."""
+    """The ends of the record's line, in ms."""
     low, high = record.get("quartiles_ms", (record["min_ms"], record["median_ms"]))
     return low, high
 
@@ -67,7 +67,7 @@ def draw(records: list[Record]) -> Figure:
 
 
 def draw_contender(axes: Axes, number: int, name: str, measured: list[tuple[int, Record]]) -> None:
-    """In every case's row, a little below the contender before; in the legend even if nothing was measured."""
+    """Draw one contender in every row, slightly below the previous one. The legend names it even without measurements."""
     rows = [row + 0.09 * (number - 3) for row, _ in measured]
     style = {"color": COLORS[number % len(COLORS)], "zorder": 3}
     lows, highs = [spread(record)[0] for _, record in measured], [spread(record)[1] for _, record in measured]

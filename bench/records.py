@@ -1,4 +1,4 @@
-"""The results files: one JSON line per measurement, appended, so that a later line replaces an earlier one."""
+"""Read and write the results files, one JSON line per measurement. Lines are appended; later lines replace earlier ones."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
-LAYER_KEY = ("case", "mode", "provider")  # what tells run.py's measurements apart
+LAYER_KEY = ("case", "mode", "provider")  # identifies a measurement of run.py
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
@@ -17,7 +17,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def newest(kind: str = "cpu") -> Path:
-    """The last of results/<date>-<kind>.jsonl."""
+    """The newest file results/<date>-<kind>.jsonl."""
     found = sorted(RESULTS.glob(f"????-??-??-{kind}.jsonl"))
     if not found:
         raise SystemExit(f"no {kind} results in {RESULTS.name}/: run `make bench` first")
@@ -25,7 +25,7 @@ def newest(kind: str = "cpu") -> Path:
 
 
 def read(path: Path, key: Sequence[str] = LAYER_KEY) -> list[Record]:
-    """The file's measurements with its last line's machine and number of threads; of those with equal `key`, the latest."""
+    """The file's measurements with the machine and threads of its last line; of those with equal `key`, the latest."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     if not records:
         raise SystemExit(f"{path}: no measurements")
@@ -35,7 +35,7 @@ def read(path: Path, key: Sequence[str] = LAYER_KEY) -> list[Record]:
 
 
 def _setup(record: Record) -> Record:
-    """What has to be equal for measurements to be compared: the number of threads, and all of the machine but the date."""
+    """The fields that comparable measurements share: the number of threads, and the machine except for the date."""
     return {key: value for key, value in record["machine"].items() if key not in ("date", "torch_threads")} | {
         "threads": record["threads"]
     }

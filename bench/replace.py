@@ -1,7 +1,7 @@
-"""efficient-kan's layer, the same layer after `accelerate`, and a native layer: is what replaces it ever slower?
+"""Time efficient-kan's layer, the same layer after `accelerate`, and a native layer, to see if a replacement is ever slower.
 
-`python bench/replace.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. The real efficient-kan has to be importable,
-or the environment variable EFFICIENT_KAN names a checkout of it. Measurements are appended to
+`python bench/replace.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. The real efficient-kan must be importable,
+or the environment variable EFFICIENT_KAN must name a checkout of it. Measurements are appended to
 bench/results/<date>-cpu-replace-<instruction set>-<threads>.jsonl, which table.py reads.
 """
 
@@ -28,14 +28,14 @@ SHAPES = ((16, 16), (64, 64), (256, 256), (512, 512), (1024, 1024), (768, 3072))
 ROWS = (1, 16, 64, 256, 4096)
 GRIDS = (5, 20)
 OTHER_DEGREES = (1, 2, 4, 5, 6, 7)
-FEWER_ROWS = ROWS[:-1]  # of the other degrees and of float64
-MOST_BASES = 60_000_000  # N I M, above which efficient-kan's tensors of bases take longer than anybody waits
-BUDGET = 0.5  # seconds of a provider's samples
+FEWER_ROWS = ROWS[:-1]  # for the other degrees and float64
+MOST_BASES = 60_000_000  # the largest N I M; beyond it, efficient-kan's tensors of bases take too long
+BUDGET = 0.5  # seconds for the samples of a provider
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer and its batch."""
+    """The sizes of a layer and its batch."""
 
     I: int  # noqa: E741
     O: int  # noqa: E741
@@ -49,7 +49,7 @@ class Layer:
 
 
 def layers() -> Iterator[Layer]:
-    """Every shape and batch for the usual degree; every degree and float64 for a small and a large layer."""
+    """Every shape and batch for degree 3, and every other degree and float64 for a small and a large layer."""
     for inputs, outputs in SHAPES:
         for rows in ROWS:
             for grid_size in GRIDS:
@@ -63,7 +63,7 @@ def layers() -> Iterator[Layer]:
 
 
 def efficient_kan() -> tuple[ModuleType, str]:
-    """The real efficient-kan and, where it is a checkout, its commit."""
+    """The real efficient-kan and its commit, or "installed" if it is not a checkout."""
     checkout = os.environ.get("EFFICIENT_KAN", "")
     if checkout:
         sys.path.insert(0, str(Path(checkout) / "src"))
@@ -80,7 +80,7 @@ def efficient_kan() -> tuple[ModuleType, str]:
 
 
 def providers(peer: ModuleType, case: Layer) -> dict[str, nn.Module]:
-    """The three layers, of equal weights."""
+    """The three layers, with equal weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, case.dtype))
     try:

@@ -1,6 +1,6 @@
-"""What a GPU's limits allow: the least milliseconds of a KAN layer's products and of its memory traffic.
+"""Compute the least time that a GPU's limits allow for the products and the memory traffic of a KAN layer.
 
-The layer counts as its dense products, since the kernels feed the tensor cores with all M + 1 rows of bases.
+The products are those of the dense layer, since the kernels feed the tensor cores with all M + 1 rows of bases.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from cases import Case
 
 @dataclass(frozen=True)
 class Device:
-    """Rates that matrix products reach in practice, not those of the data sheet."""
+    """Rates that matrix products reach in practice, not the rates of the data sheet."""
 
     name: str
     teraflops: dict[str, float]  # by precision
     terabytes: float  # per second
 
 
-# "highest" is three float16 products for one of float32.
+# "highest" computes one float32 product as three float16 products.
 H200 = Device("H200", {"highest": 263, "high": 395, "medium": 790}, 4.3)
 PRECISIONS = tuple(H200.teraflops)
 
 
 def least_milliseconds(case: Case, precision: str, mode: str, device: Device = H200) -> float:
-    """The larger of products over peak and bytes over bandwidth; mode "forward" or "step". Inputs and outputs are float32."""
+    """The larger of products / peak and bytes / bandwidth in mode "forward" or "step". Inputs and outputs are float32."""
     rows, weights = case.N * (case.I + case.O), case.I * (case.M + 1) * case.O
     products = 1 if mode == "forward" else 3
     # A step reads x and g twice and writes y and the gradients of x and of the weights.

@@ -1,4 +1,4 @@
-"""Time the KAN layer against its peers on the shapes of tests/cases.py; correctness first.
+"""Time the KAN layer against its peers on the shapes of tests/cases.py, after a correctness check.
 
 `make bench`, or `python bench/run.py [--cases square-64,grid-20] [--threads 1,2] [--rounds 15] [--out FILE]`.
 Measurements are appended to bench/results/<date>-cpu.jsonl, which table.py and plot.py read.
@@ -23,12 +23,12 @@ from records import RESULTS, Record, append
 from timing import alternate
 
 MODES = ("forward", "step")
-SECONDS = 0.7  # for the samples of a baseline in a mode
+SECONDS = 0.7  # for the samples of one baseline in one mode
 IDLE_LOAD = 0.5
 
 
 def measure(name: str, case: Case, threads: int, rounds: int, progress: tqdm) -> list[Record]:
-    """Gate the case, then time every baseline that can be had, then their memory."""
+    """Check the case, then time every available baseline, then measure their memory."""
 
     def stage(text: str) -> None:
         progress.set_description(f"{name}, {threads} threads: {text}")
@@ -66,7 +66,7 @@ def available(name: str, case: Case) -> list[Baseline]:
 
 
 def table(name: str, case: Case, records: list[Record]) -> str:
-    """Times, and how many times slower than kan_kernels."""
+    """One line per provider: its times and how many times slower it is than kan_kernels."""
     by_key = {(r["provider"], r["mode"]): r for r in records}
     lines = [
         f"\n{name}: N={case.N} I={case.I} O={case.O} G={case.G} K={case.K}, {records[0]['threads']} threads",
@@ -96,7 +96,7 @@ def main() -> None:
     thread_counts = [int(count) for count in arguments.threads.split(",")]
     out = arguments.out or RESULTS / f"{machine.describe()['date']}-cpu.jsonl"
 
-    # Threads that meet at a barrier wait a scheduler's tick for one whose core is taken: 100 times a small layer's step.
+    # If a core is busy, the other threads wait at the barrier for a scheduler tick, 100 times the step of a small layer.
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > IDLE_LOAD:
         print(f"The machine is or was busy (load {load:.1f}): with several threads, wait until it is idle.")
     with tqdm(total=len(names) * len(thread_counts)) as progress:

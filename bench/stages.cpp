@@ -1,5 +1,6 @@
-// Every stage of the CPU kernels alone, on one thread, in float32: stages.py compiles and calls it with N I O G K and reads a
-// line per stage: name, milliseconds, billions of useful multiply-adds (live rows only, no padding), tab-separated.
+// Times every stage of the CPU kernels separately, on one thread, in float32. stages.py compiles this program and runs it with the
+// arguments N I O G K. It prints one tab-separated line per stage: name, milliseconds and billions of useful multiply-adds (live
+// rows only, no padding).
 #if defined(KAN_STAGES_AVX512)
 #include "../csrc/kernels_avx512.cpp"
 namespace kernels = kan_avx512;
@@ -21,7 +22,8 @@ namespace kernels = kan_baseline;
 
 using namespace kernels;
 
-// Scratch in memory touched before, whatever is held at the time: taken upwards, and scopes give back in reverse.
+// A stack allocator for scratch memory, which scopes release in reverse order. Repeated samples reuse pages that are already
+// mapped.
 namespace kan {
 char* const kScratch = static_cast<char*>(std::aligned_alloc(64, size_t(1) << 30));
 size_t scratch_used = 0;
@@ -37,7 +39,7 @@ namespace {
 
 constexpr int kSamples = 15;
 
-// The median seconds of some samples.
+// Returns the median time of some samples, in seconds.
 double seconds(const std::function<void()>& body) {
   std::vector<double> samples;
   body();
@@ -50,11 +52,11 @@ double seconds(const std::function<void()>& body) {
   return samples[kSamples / 2];
 }
 
-// `repeats` multiply-adds in each of some chains: enough of them to hide the latency.
+// Runs `repeats` multiply-adds in each of kChains chains, which are enough to hide the latency.
 constexpr int kChains = 12;
 [[gnu::noinline]] float multiply_add(int repeats) {
   V<float> sum[kChains], factor = broadcast(1.0f), term = broadcast(1e-9f);
-  asm volatile("" : "+m"(factor), "+m"(term));  // not constants to the compiler
+  asm volatile("" : "+m"(factor), "+m"(term));  // hides the values from the compiler
   for (int c = 0; c < kChains; ++c) sum[c] = broadcast(float(c));
   for (int r = 0; r < repeats; ++r)
 #pragma GCC unroll 16
@@ -80,7 +82,7 @@ struct Stages {
     layer.prepare(serial);
   }
 
-  // `rows` multiply-adds per input and output; 0 for a stage without them.
+  // `rows` is the number of multiply-adds per input and output, or 0 for a stage without any.
   void report(const char* name, double time, int rows) const {
     std::printf("%s\t%.6f\t%.6f\n", name, 1e3 * time, 1e-9 * rows * inputs * double(problem.O));
   }
@@ -117,7 +119,7 @@ int main(int argc, char** argv) {
   for (int k = 0; k < 5 && k + 1 < argc; ++k) size[k] = std::atoll(argv[k + 1]);
   const auto [N, I, O, G, K] = size;
   std::mt19937 random(0);
-  const auto draw = [&](Buffer<float>& values, float low, float high, int64_t count) {  // aligned as torch's tensors are
+  const auto draw = [&](Buffer<float>& values, float low, float high, int64_t count) {  // aligned like torch's tensors
     values.allocate(count);
     std::uniform_real_distribution<float> between(low, high);
     for (int64_t k = 0; k < count; ++k) values[k] = between(random);

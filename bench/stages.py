@@ -1,4 +1,4 @@
-"""Each stage of the CPU kernels alone, on one thread, beside the processor's multiply-add peak.
+"""Time each stage of the CPU kernels separately, on one thread, and compare it with the processor's multiply-add peak.
 
 `make bench`, or `python bench/stages.py [--out FILE]`; needs a C++17 compiler ($CXX, c++). Measurements are appended to
 bench/results/<date>-cpu-stages.jsonl, which table.py reads.
@@ -16,13 +16,13 @@ from machine import describe
 from records import RESULTS, Record, append
 
 SOURCE = Path(__file__).parent / "stages.cpp"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")  # as setup.py
-# The whole program is for the instruction set, not only the kernels in it, as what clang inlines into each other has to be.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")  # as in setup.py
+# The flags apply to the whole program, not only to the kernels: clang inlines only between functions with the same target.
 AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 TARGETS = {"baseline": (), "avx2": ("-DKAN_STAGES_AVX2", *AVX2), "avx512": ("-DKAN_STAGES_AVX512", *AVX512)}
 SHAPES = ((4096, 64, 64, 5, 3), (4096, 256, 256, 5, 3), (4096, 64, 64, 20, 3), (2048, 64, 64, 100, 3), (4096, 64, 10, 5, 3))
-RUNS = 5  # of the whole program, so that a busy moment does not decide
+RUNS = 5  # runs of the whole program, so that a busy moment does not decide
 
 
 def compile_to(binary: Path, instruction_set: str) -> None:
@@ -31,7 +31,7 @@ def compile_to(binary: Path, instruction_set: str) -> None:
 
 
 def measure(binary: Path, shape: tuple[int, ...], machine: Record) -> list[Record]:
-    """Medians over the runs; `limit_ms` is what a stage's multiply-adds take at the peak."""
+    """Medians over the runs. `limit_ms` is the time of a stage's multiply-adds at the peak rate."""
     times: dict[str, list[float]] = defaultdict(list)
     work: dict[str, float] = {}
     for _ in range(RUNS):
@@ -40,7 +40,7 @@ def measure(binary: Path, shape: tuple[int, ...], machine: Record) -> list[Recor
             name, milliseconds, multiply_adds = line.split("\t")
             times[name].append(float(milliseconds))
             work[name] = float(multiply_adds)
-    peak_ms = statistics.median(times.pop("peak")) / work.pop("peak")  # for a billion
+    peak_ms = statistics.median(times.pop("peak")) / work.pop("peak")  # per billion multiply-adds
     sizes = dict(zip("NIOGK", shape, strict=True))
     return [
         {

@@ -1,7 +1,7 @@
-"""The performance tables of README.md and bench/README.md, from the newest results.
+"""Generate the performance tables of README.md and bench/README.md from the newest results.
 
-`python bench/table.py` prints them, `--write` puts each between its document's markers, and `--check` fails unless they stand
-there as they would be written.
+`python bench/table.py` prints the tables. `--write` puts each between its markers in its document, and `--check` fails unless
+the documents are up to date.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 CASE_HEADING = "case (I→O, N, G)"
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
-# Heading -> the providers of whom the fastest counts.
+# Heading -> providers, of which the fastest counts.
 RIVALS = {
     "reference": ("reference",),
     "reference + torch.compile": ("reference + torch.compile",),
@@ -36,7 +36,7 @@ def footnote(records: list[Record]) -> str:
 
 
 def setup(records: list[Record]) -> str:
-    """What the records were measured on and with."""
+    """The machine, versions and date of the records, as a sentence."""
     last = records[-1]
     machine = last["machine"]
     return (
@@ -48,12 +48,12 @@ def setup(records: list[Record]) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """A table in a document, between the markers of its name."""
+    """A table in a document, between markers that contain its name."""
 
     name: str
     document: Path
     results: str  # results/<date>-<results>.jsonl
-    key: tuple[str, ...]  # what tells its measurements apart
+    key: tuple[str, ...]  # fields that identify a measurement
     rows: Callable[[list[Record]], list[list[str]]]
 
     footnote: Callable[[list[Record]], str] = footnote
@@ -77,7 +77,7 @@ class Block:
 
 
 def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
-    """A row per case: how many times faster than its rivals, and with a step its peak memory."""
+    """A row per case: how many times faster it is than its rivals and, in mode "step", its peak memory."""
 
     def rows(records: list[Record]) -> list[list[str]]:
         by_case: dict[str, dict[str, Record]] = {}
@@ -105,7 +105,7 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
 
 
 def case_name(record: Record) -> str:
-    """As `CASE_HEADING` says."""
+    """The name and the sizes of a case, formatted like `CASE_HEADING`."""
     return "{case} ({I}→{O}, {N}, {G})".format(**record)
 
 
@@ -114,7 +114,7 @@ def megabytes(record: Record | None) -> str:
 
 
 def models(records: list[Record]) -> list[list[str]]:
-    """A row per model: its time, and everybody else's with its ratio to ours."""
+    """A row per model: our time, and the other times with their ratios to ours."""
     by_case: dict[str, list[Record]] = {}
     for record in records:
         by_case.setdefault(record["case"], []).append(record)
@@ -131,7 +131,7 @@ def models(records: list[Record]) -> list[list[str]]:
 
 
 def peers(kind: str, unit: str) -> Callable[[list[Record]], list[list[str]]]:
-    """A row per job: the peer's `kind` of measurement before and after `accelerate`, and how many times less it is."""
+    """A row per job: the measurement `kind` of the peer before and after `accelerate`, and the ratio of the two."""
 
     def rows(records: list[Record]) -> list[list[str]]:
         by_case: dict[str, dict[str, float]] = {}
@@ -153,7 +153,7 @@ def three_digits(value: float) -> str:
 
 
 def variants(records: list[Record]) -> list[list[str]]:
-    """A row per comparison: the first variant's time and the others' ratios to it."""
+    """A row per comparison: the time of the first variant, and the ratios of the others to it."""
     by_name: dict[str, list[Record]] = {}
     for record in records:
         by_name.setdefault(record["comparison"], []).append(record)
@@ -165,7 +165,7 @@ def variants(records: list[Record]) -> list[list[str]]:
 
 
 def replaced(records: list[Record]) -> list[list[str]]:
-    """A row per kind of layer, a column per batch: how many times faster than efficient-kan's the accelerated layer is."""
+    """A row per kind of layer and a column per batch: how many times faster the accelerated layer is than efficient-kan's."""
     times = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
     batches = sorted({r["N"] for r in records})
     by_layer: dict[str, dict[int, str]] = {}
@@ -197,7 +197,7 @@ def replaced_footnote(records: list[Record]) -> str:
 
 
 def stages(records: list[Record]) -> list[list[str]]:
-    """A row per stage, a pair of columns per shape: milliseconds, and the limit's share of them."""
+    """A row per stage and a column per shape: milliseconds, and the share of the peak that the stage reaches."""
     shapes = list(dict.fromkeys(shape_of(r) for r in records))
     by_stage: dict[str, dict[str, str]] = {}
     for r in records:
@@ -210,14 +210,14 @@ def stages(records: list[Record]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class GpuBlock(Block):
-    """A table that stands there, with its predictions, before anything was measured."""
+    """A table that contains predictions if there are no measurements yet."""
 
     def records(self) -> list[Record]:
         return read(newest(self.results), self.key) if any(RESULTS.glob(f"*-{self.results}.jsonl")) else []
 
 
 def gpu(records: list[Record]) -> list[list[str]]:
-    """A row per case and precision: what a roofline allows, and what was measured."""
+    """A row per case and precision: the limits of the roofline, and the measurements."""
     if not records:
         headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "step: limit, ms"]
         limits = [
@@ -275,7 +275,7 @@ def shape_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Claims(Block):
-    """README's three sentences with numbers, from the newest results of their kinds."""
+    """The README's three sentences with numbers, from the newest results of each kind."""
 
     def markdown(self) -> str:
         layers = {(r["case"], r["mode"], r["provider"]): r for r in self.records()}

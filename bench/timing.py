@@ -1,4 +1,4 @@
-"""Alternating medians: on a noisy machine all contenders meet the same noise."""
+"""Time calls in alternation, so that on a noisy machine all contenders see the same noise."""
 
 import math
 import statistics
@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SAMPLE_SECONDS = 0.005  # a sample repeats a quick call until it is this long
+SAMPLE_SECONDS = 0.005  # a sample repeats a quick call until it takes this long
 FEWEST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call."""
+    """The statistics of a call, in seconds per call."""
 
     median: float
     min: float
@@ -23,7 +23,7 @@ class Timing:
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, Timing]:
     """Sample the calls in turn, A B C A B C ..., for `rounds` rounds.
 
-    A call that has used up `budget` seconds sits out the remaining rounds, once it has a median to speak of.
+    A call that has used `budget` seconds skips the remaining rounds, but every call gets at least FEWEST_SAMPLES samples.
     """
     repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / _warm_up(call))) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -41,7 +41,7 @@ def _timing(taken: list[float]) -> Timing:
 
 
 def _warm_up(call: Callable[[], object]) -> float:
-    """Call twice, the first time to compile and to allocate; the second call's seconds."""
+    """Call twice and return the seconds of the second call; the first one compiles and allocates."""
     call()
     return _seconds(call, 1)
 

@@ -1,4 +1,4 @@
-"""The layer against itself: what another dtype, degree, kind of knots, width or number of threads costs.
+"""Time the layer against itself with another dtype, degree, kind of knots, width or number of threads.
 
 `make bench`, or `python bench/variants.py [--threads 2] [--rounds 15] [--out FILE]`. Measurements are appended to
 bench/results/<date>-cpu-variants.jsonl, which table.py reads.
@@ -26,7 +26,7 @@ SQUARE = BENCH_CASES["square-64"]
 WIDE = BENCH_CASES["wide-input"]
 FINE = BENCH_CASES["grid-100"]
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-# What is compared -> the contenders, the first of which counts as 1.
+# Name of the comparison -> its contenders; times are relative to the first.
 COMPARISONS: dict[str, dict[str, tuple[Case, torch.dtype]]] = {
     f"dtype, {case.I}→{case.O} at {case.N}": {
         str(dtype).removeprefix("torch."): (case, dtype) for dtype in (torch.float32, torch.float64, *HALF_DTYPES)
@@ -40,7 +40,7 @@ COMPARISONS |= {
     for case in (SQUARE, WIDE, BENCH_CASES["grid-20"], FINE)
 }
 COMPARISONS["degree, 64→64 at 4096"] = {f"K={K}": (replace(SQUARE, K=K), torch.float32) for K in (3, 1, 2, 4, 5)}
-# Per edge: a step in the width should be none in the time.
+# Times per edge, which should not jump from one width to the next.
 NEIGHBOURS = {
     "outputs of 64, per edge": [replace(SQUARE, O=outputs) for outputs in (64, 63, 65, 80, 96, 128)],
     "few outputs of 64, per edge": [replace(SQUARE, O=outputs) for outputs in (16, 17, 15, 13, 12, 10, 8)],
@@ -87,7 +87,7 @@ def edges(case: Case) -> int:
 
 
 def parse(description: str | None) -> argparse.Namespace:
-    """The command line, with its number of threads set."""
+    """Parse the command line and set the number of threads."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15, help="samples of every contender")
@@ -98,7 +98,7 @@ def parse(description: str | None) -> argparse.Namespace:
 
 
 def compare(work: dict[str, dict[str, tuple[Case, Callable[[], object]]]], arguments: argparse.Namespace, kind: str) -> None:
-    """Measure every comparison's contenders and append to results/<date>-<kind>.jsonl."""
+    """Measure the contenders of every comparison and append to results/<date>-<kind>.jsonl."""
     out = arguments.out or RESULTS / f"{describe()['date']}-{kind}.jsonl"
     for name, contenders in tqdm(work.items()):
         calls = {variant: call for variant, (_, call) in contenders.items()}

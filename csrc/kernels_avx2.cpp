@@ -1,11 +1,11 @@
-// x86-64 with AVX2 and FMA.
+// Compiles the kernels for x86-64 with AVX2 and FMA.
 #include "problem.h"
 #include "scratch.h"
 
 #ifdef KAN_HAS_X86_KERNELS
 #include <immintrin.h>
 
-// After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+// The headers come first: if their inline functions were compiled for this target, the linker might keep that copy for all callers.
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
 #else

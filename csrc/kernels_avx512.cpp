@@ -1,16 +1,16 @@
-// x86-64 with AVX-512 F, BW, DQ and VL.
+// Compiles the kernels for x86-64 with AVX-512 F, BW, DQ and VL.
 #include "problem.h"
 #include "scratch.h"
 
 #ifdef KAN_HAS_X86_KERNELS
 #include <immintrin.h>
 
-// After the headers: their inline functions must not be compiled for this set, or the linker may keep that copy for all.
+// The headers come first: if their inline functions were compiled for this target, the linker might keep that copy for all callers.
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
-// GCC 12 takes the undefined pass-through operand of its own intrinsics for a mistake of ours.
+// GCC 12 warns about the undefined pass-through operand inside its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,4 +1,4 @@
-// Any processor: 16-byte vectors, which the compiler maps to what there is (SSE2, NEON, plain C++).
+// Compiles the kernels for any processor, with 16-byte vectors that the compiler lowers to SSE2, NEON or scalar code.
 #include "problem.h"
 #include "scratch.h"
 

@@ -1,5 +1,5 @@
-// Definition and registration: all that a process without Python needs. The schemas are kan_kernels/ops/schemas.txt's, which a build
-// without C++ needs too; setup.py makes a header of them.
+// Defines and registers the operators, which is all that a process without Python needs. setup.py generates schemas.inc from
+// kan_kernels/ops/schemas.txt, which builds without C++ read as well.
 #include <torch/csrc/stable/library.h>
 
 #include "ops_cpu.h"

@@ -1,4 +1,5 @@
-// Tensors to pointers and strides. Callers have checked the arguments; what is checked here keeps memory safe.
+// Converts tensors to pointers and strides and calls the kernels. Callers have already validated the arguments; the checks here
+// only guarantee memory safety.
 #include "ops_cpu.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -20,7 +21,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 #ifdef KAN_HAS_X86_KERNELS
-bool has_f16c() {  // clang knows it for __builtin_cpu_supports since version 19 alone
+bool has_f16c() {  // clang's __builtin_cpu_supports accepts "f16c" only since version 19
   unsigned a, b, c = 0, d;
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
@@ -88,7 +89,7 @@ Operand operand(const std::optional<Tensor>& t, const char* name, std::initializ
   return t.has_value() ? operand(*t, name, shape, storage) : Operand{};
 }
 
-// The part of a problem that every operator shares.
+// Fills in the fields that every operator on x shares.
 Problem problem_of(const Tensor& x, int64_t outputs, const Tensor& grid, int64_t spline_order, const std::string& activation,
                    int64_t derivative) {
   STD_TORCH_CHECK(x.dim() == 2 && grid.dim() == 2, "kan_kernels: x and grid must have two dimensions");
@@ -129,10 +130,10 @@ Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::zero_(result);
 }
 
-// An empty sum, or nothing to compute: the loops assume at least one feature and one output.
+// The loops assume at least one feature and one output.
 bool is_trivial(const Problem& p) { return p.I == 0 || p.O == 0; }
 
-// Of edges whose inputs are known by their bases' moments (I, M+2, K+4) alone.
+// Builds the problem of an operator that takes the moments (I, M+2, K+4) of the bases instead of x.
 Problem problem_of_moments(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                            const std::optional<Tensor>& base_weight, int64_t rows) {
   STD_TORCH_CHECK(moments.dim() == 3 && spline_weight.dim() == 3, "kan_kernels: moments and spline_weight must have three dimensions");
@@ -150,8 +151,9 @@ Problem problem_of_moments(const Tensor& moments, const Tensor& spline_weight, c
   return p;
 }
 
-// The gradients of the weights as empty tensors, of no element where they are not needed; the problem writes to them. In memory
-// they are (I, O, M) and (I, O) where spline_weight is, which autograd then gives as contiguous gradients of a parameter that is.
+// Allocates the gradients of the weights and points the problem at them; a gradient that is not needed has no elements. If
+// spline_weight is (I, O, M) in memory, the gradients are (I, O, M) and (I, O), so that autograd returns a contiguous gradient for
+// a parameter in that layout.
 struct WeightGradients {
   bool in_first;
   Tensor spline_weight, spline_scaler, base_weight;

@@ -1,4 +1,4 @@
-// The operators on CPU tensors, as the dispatcher calls them.
+// The operators on CPU tensors, with the signatures that the dispatcher calls.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -49,8 +49,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> edge_std_backward(
     const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const std::optional<Tensor>& base_weight,
     int64_t rows, const Tensor& r, bool need_moments, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
 
-// Instruction sets from the plainest up: 0 baseline, 1 AVX2, 2 AVX-512. Selects `level` where this processor has it and a
-// negative `level` selects nothing; returns the one in use.
+// Selects instruction set `level`: 0 is the baseline, 1 AVX2, 2 AVX-512. A negative level, or one that this processor does not
+// support, changes nothing. Returns the level in use.
 int select_instruction_set(int level);
 
 }  // namespace kan

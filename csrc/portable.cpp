@@ -1,3 +1,3 @@
-// libstdc++'s shared_ptr asks glibc 2.32 whether there are threads. With a no of our own the library loads wherever torch does,
-// from glibc 2.28 on, and counts references atomically.
+// libstdc++'s shared_ptr reads this variable, which glibc exports since 2.32. Defining it here as 0 lets the library load wherever
+// torch does, from glibc 2.28 on, and makes shared_ptr count references atomically.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;

@@ -11,14 +11,14 @@ constexpr size_t kLine = 64;
 
 size_t whole_lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-// Stands in the line before the memory handed out.
+// Precedes every piece, in a cache line of its own.
 struct Header {
-  size_t bytes;  // of the piece, this line included
-  void* raw;     // what malloc gave for this piece alone; null for a piece of the block
+  size_t bytes;  // size of the piece, including the header's cache line
+  void* raw;     // the piece's own malloc allocation; null if the piece lies in the block
 };
 
-// Pieces are handed out upwards, come back mostly in reverse, and all before the operator returns; what does not fit is
-// malloc'ed, and once nothing is out the block grows to what would have fitted.
+// A stack allocator. Callers release pieces mostly in reverse order, and all of them before the operator returns. A piece that does
+// not fit the block is allocated with malloc; once every piece is released, the block grows to the peak demand.
 struct Scratch {
   void* raw = nullptr;
   char* block = nullptr;

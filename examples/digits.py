@@ -1,7 +1,7 @@
 """Train a KAN [64, 64, 10] on scikit-learn's handwritten digits, with the fused kernels and with the plain-torch reference.
 
 `make demo`, or `python examples/digits.py [--epochs 30] [--plot demo.png]`. Both networks start from the same weights and see
-the same batches. They train in turn, epoch by epoch, so that a busy machine slows both down alike.
+the same batches. They train in turn, epoch by epoch, so that a busy machine slows both down equally.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import kan_kernels as kk
 BACKENDS = {"kan_kernels": "auto", "reference": "reference"}
 LARGE_BATCH = 4096
 ROUNDS = 15  # steps of the large batch
-WIDE_SPREAD = 1.5  # a middle half of the ratios that is wider than this tells little
+WIDE_SPREAD = 1.5  # if the quartiles of the ratios are further apart than this factor, the ratio is unreliable
 
 
 @dataclass
 class Training:
-    """A network that is trained on one backend, and the time and the loss of every epoch."""
+    """A network trained on one backend, with the time and the loss of every epoch."""
 
     backend: str
     net: kk.KAN
@@ -71,7 +71,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def train(epochs: int, seed: int) -> dict[str, Training]:
-    """Adam on the cross-entropy, batches of 64, one epoch of each backend after the other."""
+    """Train with Adam on the cross-entropy in batches of 64, alternating between the backends after every epoch."""
     train_x, _, train_y, _ = digits()
     torch.manual_seed(seed)
     net = kk.KAN([64, 64, 10])
@@ -80,7 +80,7 @@ def train(epochs: int, seed: int) -> dict[str, Training]:
     trainings = {name: Training(backend, copy.deepcopy(net)) for name, backend in BACKENDS.items()}
     few = list(loader)[:2]
     for backend in BACKENDS.values():
-        Training(backend, copy.deepcopy(net)).run_epoch(few)  # a first step imports and starts what it needs
+        Training(backend, copy.deepcopy(net)).run_epoch(few)  # the first step imports modules and starts threads
     for _ in tqdm(range(epochs), desc="training", unit="epoch"):
         batches = list(loader)
         for training in trainings.values():
@@ -100,7 +100,7 @@ def step(net: kk.KAN, x: Tensor, y: Tensor) -> None:
 
 
 def step_seconds() -> dict[str, list[float]]:
-    """A training step on the large batch, without an optimizer: the backends in turn."""
+    """The times of a training step on the large batch, without an optimizer; the backends alternate."""
     x, y = large_batch()
     net = kk.KAN([64, 64, 10])
     seconds: dict[str, list[float]] = {name: [] for name in BACKENDS}
@@ -115,7 +115,7 @@ def step_seconds() -> dict[str, list[float]]:
 
 
 def step_megabytes(backend: str) -> float | None:
-    """The peak memory of that step, over what was there before: in a process of its own. None where there is no /proc."""
+    """The peak memory of that step beyond the memory in use before it, in a new process. None if there is no /proc."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_own_step_megabytes, backend).result()
 
@@ -137,7 +137,7 @@ def row(what: str, unit: str, ours: float, reference: float, spread: str = "") -
 
 
 def timed_row(what: str, seconds: dict[str, list[float]]) -> str:
-    """Medians in milliseconds, and between which ratios the middle half of the pairs lies."""
+    """The medians in milliseconds, and the first and third quartile of the ratios."""
     ours, theirs = seconds["kan_kernels"], seconds["reference"]
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     spread = ""
@@ -174,7 +174,7 @@ def report(trainings: dict[str, Training]) -> None:
 
 
 def plot(trainings: dict[str, Training], path: str) -> None:
-    """The loss curves, and the functions of the first layer's strongest edges."""
+    """Draw the loss curves and the functions of the strongest edges of the first layer."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 

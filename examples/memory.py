@@ -1,14 +1,14 @@
-"""What a process needs in memory, from Linux's /proc: the examples' measure."""
+"""Measure the memory of this process with Linux's /proc, for the examples."""
 
 import contextlib
 import ctypes
 from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 
 
 def memory_kilobytes(field: str) -> int | None:
-    """A field of /proc/self/status; None on a system that has no such file."""
+    """A field of /proc/self/status, or None if the system has no such file."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -17,7 +17,7 @@ def memory_kilobytes(field: str) -> int | None:
 
 
 def restart_peak_memory() -> int | None:
-    """Forget the peak so far and give the memory in use now; None where the system cannot."""
+    """Reset the peak and return the memory in use now, or None if the system does not support it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -26,9 +26,10 @@ def restart_peak_memory() -> int | None:
 
 
 def release_freed_memory() -> None:
-    """Have what is freed go back to the system at once, in blocks from 1 MB on.
+    """Make glibc return freed blocks of 1 MB or more to the system immediately.
 
-    glibc keeps freed blocks of up to 32 MB, in a heap with holes: a peak would count hundreds of MB that no tensor has.
+    By default it keeps freed blocks of up to 32 MB in a fragmented heap, so that a peak would include hundreds of MB that no
+    tensor uses.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not supported by other C libraries
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)

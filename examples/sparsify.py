@@ -1,8 +1,8 @@
 """Find the two inputs of eight that a function depends on: train a KAN [8, 5, 1] with the paper's regularisation, prune it.
 
 `python examples/sparsify.py [--plot sparsify.png]`. The function is exp(sin(pi x0) + x1^2); x2 to x7 are noise. `--wide` does
-the same at width 64 on 65 536 rows, in a few steps. The functions of its 576 edges have 151 MB of values; the peak memory
-that is printed is lower, because the regularisation takes their norms without storing them.
+the same at width 64 on 65 536 rows, in a few steps. The values of the functions of its 576 edges would take 151 MB. The
+printed peak memory is lower, because the regularisation computes their norms without storing them.
 """
 
 import argparse
@@ -18,20 +18,20 @@ import kan_kernels as kk
 
 @dataclass
 class Setting:
-    """Sizes, steps of the regularised training and of the tuning, and what `KAN.prune` cuts: scores up to its thresholds."""
+    """Sizes, the number of steps of the regularised training and of the tuning, and the thresholds of `KAN.prune`."""
 
     hidden: int
     N: int
     steps: int
-    refit: int  # the knots follow the data every so many steps of the first half
+    refit: int  # during the first half, the grid is updated every `refit` steps
     node_th: float
     edge_th: float
 
 
 NARROW = Setting(hidden=5, N=2000, steps=1500, refit=50, node_th=1e-2, edge_th=3e-2)
-# 64 nodes have smaller shares of the output, and after 80 steps they still share it.
+# The thresholds are lower, because each of 64 nodes contributes less to the output, and 80 steps do not concentrate it.
 WIDE = Setting(hidden=64, N=65536, steps=80, refit=10, node_th=3e-3, edge_th=3e-3)
-FACTOR = 0.1  # of the regularisation; it is the paper's sum of the edges' mean |phi|, plus the entropy of their shares
+FACTOR = 0.1  # of the regularisation, which is the paper's: the sum of every edge's mean |phi| plus the entropy of the shares
 
 
 def points(N: int) -> tuple[Tensor, Tensor]:
@@ -40,12 +40,12 @@ def points(N: int) -> tuple[Tensor, Tensor]:
 
 
 def fit(net: kk.KAN, x: Tensor, y: Tensor, setting: Setting, factor: float) -> None:
-    """Adam on the squared error and `factor` times the regularisation."""
+    """Train with Adam on the squared error plus `factor` times the regularisation."""
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting.steps)
     for step in trange(setting.steps, desc="regularised" if factor else "tuning", unit="step"):
         if step % setting.refit == 0 and step < setting.steps / 2:
-            net(x[:4096], update_grid=True)  # rows enough to say where the hidden nodes' values are
+            net(x[:4096], update_grid=True)  # 4096 rows are enough to locate the values of the hidden nodes
         optimizer.zero_grad()
         loss = (net(x) - y).square().mean()
         if factor:
@@ -61,7 +61,7 @@ def rmse(net: kk.KAN, x: Tensor, y: Tensor) -> float:
 
 
 def warm_up() -> None:
-    """A step of a small net: what torch loads for a first step is not memory of this net's."""
+    """Run a step of a small net, so that memory that torch allocates in the first step is not attributed to the large net."""
     net = kk.KAN([8, 2, 1])
     optimizer = torch.optim.Adam(net.parameters())
     x, _ = points(10)
@@ -70,7 +70,7 @@ def warm_up() -> None:
 
 
 def sparsify(setting: Setting, path: str | None) -> None:
-    """Train, prune, tune; print the errors and what is left."""
+    """Train, prune and tune, then print the errors and the remaining inputs."""
     x, y = points(setting.N)
     test = points(setting.N)
     net = kk.KAN([8, setting.hidden, 1], grid_size=10)

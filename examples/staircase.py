@@ -1,7 +1,7 @@
-"""The KAN paper's staircase: a KAN [2, 1, 1] learns exp(sin(pi x) + y^2), its loss falling at every refinement of its grids.
+"""The KAN paper's staircase: a KAN [2, 1, 1] learns exp(sin(pi x) + y^2), and every refinement of its grids lowers the loss.
 
-`python examples/staircase.py [--seed 0] [--plot staircase.png]`. The training losses are printed beside those that pykan
-publishes for its Example 1, "Function Fitting", which trains the same net on the same 1000 points, LBFGS for 200 steps a grid.
+`python examples/staircase.py [--seed 0] [--plot staircase.png]`. Prints the training losses beside those that pykan publishes
+for its Example 1, "Function Fitting", which trains the same net on the same 1000 points with 200 steps of LBFGS per grid.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import kan_kernels as kk
 
 GRIDS = (3, 5, 10, 20, 50, 100)
 PUBLISHED = {3: 1.46e-2, 10: 2.84e-4, 20: 4.21e-5, 50: 1.02e-5, 100: 1.64e-4}  # pykan's train RMSE
-STEPS = 200  # of every grid at most, as pykan's; each is 20 iterations of LBFGS
-MOVING = 20  # steps of the first grid, with the hidden node's knots following its values
+STEPS = 200  # at most, per grid, as in pykan; each step is 20 iterations of LBFGS
+MOVING = 20  # initial steps on the first grid, during which the knots of the hidden node follow its values
 
 
 @dataclass
 class Stage:
-    """One grid's training: RMSE on the training and the test points after every step."""
+    """The training on one grid: the RMSE on the training and the test points after every step."""
 
     G: int
     train: list[float]
@@ -32,7 +32,7 @@ class Stage:
 
 
 def points() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training inputs (1000, 2) and values (1000, 1), and as many for testing: pykan's `create_dataset` from its seed, 0."""
+    """Training inputs (1000, 2) and values (1000, 1), and the same for testing, from pykan's `create_dataset` with seed 0."""
     torch.manual_seed(0)
     train_0, test_0, train_1, test_1 = (torch.rand(1000, dtype=torch.float32).double() * 2 - 1 for _ in range(4))
     train_x, test_x = torch.stack([train_0, train_1], 1), torch.stack([test_0, test_1], 1)
@@ -44,11 +44,11 @@ def function(x: Tensor) -> Tensor:
 
 
 def place_knots(net: kk.KAN, x: Tensor) -> None:
-    """Equidistant knots over [-1, 1] for the inputs; the hidden node's where its values are on x.
+    """Place the knots of the inputs equidistantly over [-1, 1], and those of the hidden node at its values on x.
 
-    `refine` leaves the K knots on either side where the coarsest grid had them. There, LBFGS stops at 3.3e-4 for G = 10 and
-    at 4.6e-5 for G = 20; with knots as close outside as inside it gets to 2.8e-4 and 1.6e-5. And `update_grid` has a margin,
-    which makes the intervals longer: with its 0.01 for the inputs, too, G = 10 stops at 2.9e-4.
+    `refine` leaves the K knots on either side at the positions of the coarsest grid. With those, LBFGS stops at 3.3e-4 for
+    G = 10 and at 4.6e-5 for G = 20; if the knots are as close outside as inside, it reaches 2.8e-4 and 1.6e-5. The margin of
+    `update_grid` makes the intervals longer: with the default of 0.01 for the inputs as well, G = 10 stops at 2.9e-4.
     """
     inputs, hidden = net.layers
     inputs.update_grid(torch.linspace(-1, 1, 1001, dtype=x.dtype).unsqueeze(1).expand(-1, 2), margin=0.0)
@@ -61,14 +61,14 @@ def rmse(net: kk.KAN, x: Tensor, y: Tensor) -> float:
 
 
 def lbfgs(net: kk.KAN) -> torch.optim.LBFGS:
-    """Torch's tolerances, of 1e-9 for a change of the loss, would end G = 20 at 8e-5, whose square is 6e-9."""
+    """LBFGS without tolerances: with torch's 1e-9 for a change of the loss, G = 20 stops at 8e-5, whose square is 6e-9."""
     return torch.optim.LBFGS(
         net.parameters(), history_size=100, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
 
 def train(net: kk.KAN, data: tuple[Tensor, Tensor, Tensor, Tensor], bar: tqdm) -> Stage:
-    """LBFGS until twenty steps gain less than 1 %, or for `STEPS`."""
+    """Train with LBFGS until twenty steps gain less than 1 %, for at most `STEPS` steps."""
     train_x, train_y, test_x, test_y = data
     moving = MOVING if net.grid_size == GRIDS[0] else 1
 
@@ -82,9 +82,9 @@ def train(net: kk.KAN, data: tuple[Tensor, Tensor, Tensor, Tensor], bar: tqdm) -
     start = time.perf_counter()
     for step in range(STEPS):
         if step < moving:
-            # At first the hidden node's values leave its knots, beyond which splines are 0 and so are their gradients.
+            # At first the values of the hidden node leave its knots. Beyond them, splines and their gradients are 0.
             place_knots(net, train_x)
-            optimizer = lbfgs(net)  # a new one: the old one's history is of coefficients on other knots
+            optimizer = lbfgs(net)  # the history of the old one belongs to coefficients on other knots
         optimizer.step(closure)
         stage.train.append(rmse(net, train_x, train_y))
         stage.test.append(rmse(net, test_x, test_y))
@@ -97,19 +97,19 @@ def train(net: kk.KAN, data: tuple[Tensor, Tensor, Tensor, Tensor], bar: tqdm) -
 
 
 def staircase(seed: int) -> list[Stage]:
-    """Train on every grid in turn, from one initial net."""
+    """Train one net on every grid in turn."""
     data = points()
     torch.manual_seed(seed)
-    # Base functions of SiLU end in a local minimum, an RMSE of 0.6, from 7 of 10 seeds; linear ones with scale_base 1 from
-    # 1 of 10, with 0.3, which are larger, from none. The hidden node has few values at its ends: equidistant knots alone
-    # (grid_eps 1) end higher for G = 50, more of the quantiles (0.5) for G = 10.
+    # With SiLU as base function, 7 of 10 seeds end in a local minimum with an RMSE of 0.6. With linear base functions, 1 of 10
+    # does for scale_base 1, and none for 0.3, which makes them larger. The hidden node has few values at its ends: equidistant
+    # knots alone (grid_eps 1) give a larger error for G = 50, a larger share of quantiles (0.5) does for G = 10.
     net = kk.KAN([2, 1, 1], GRIDS[0], base_activation=nn.Identity, scale_base=0.3, grid_eps=0.8, dtype=torch.float64)
     stages = []
     with tqdm(total=len(GRIDS) * STEPS, unit="step") as bar:
         for k, G in enumerate(GRIDS):
             net = net.refine(G) if k else net
             stages.append(train(net, data, bar))
-            bar.update((k + 1) * STEPS - bar.n)  # steps that were not needed
+            bar.update((k + 1) * STEPS - bar.n)  # skips the steps that were not needed
     return stages
 
 
@@ -122,7 +122,7 @@ def print_table(stages: list[Stage]) -> None:
 
 
 def plot(stages: list[Stage], path: str) -> None:
-    """The losses over the steps, pykan's published ones where each grid ends."""
+    """Draw the losses over the steps, and pykan's published losses at the end of each grid."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

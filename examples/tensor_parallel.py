@@ -1,4 +1,4 @@
-"""Two KAN layers and two linear ones, sharded over the ranks of one machine, trained as one process would.
+"""Train two KAN layers and two linear layers, sharded over the ranks of one machine, with the same result as one process.
 
 torchrun --standalone --nproc-per-node 2 examples/tensor_parallel.py
 """
@@ -17,7 +17,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    torch.manual_seed(0)  # every rank makes the same net and data
+    torch.manual_seed(0)  # gives every rank the same net and data
     net = nn.Sequential(kk.KANLinear(8, 64), kk.KANLinear(64, 8), nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 1)).to(device)
     plan = {"0": ColwiseKAN(), "1": RowwiseKAN(), "2": ColwiseParallel(), "4": RowwiseParallel()}
     net = parallelize_module(net, mesh, plan)

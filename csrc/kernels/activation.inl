@@ -1,4 +1,4 @@
-// The base activation and its derivatives, one vector at a time.
+// Evaluates the base activation and its derivatives, one vector at a time.
 #pragma once
 
 #include "namespace.inl"
@@ -7,14 +7,15 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// exp(-|x|), about 1 ulp: 2^n e^r with |r| <= ln(2)/2, Taylor for e^r. NaN stays NaN; 0 below the normal range.
+// Returns exp(-|x|) to about 1 ulp as 2^n e^r, with |r| <= ln(2)/2 and a Taylor polynomial for e^r. NaN stays NaN; results below
+// the normal range are 0.
 inline V<float> exp_of_minus_abs(V<float> x) {
   const V<float> a = (V<float>)((Index<float>)x | INT32_MIN);
-  const V<float> bounded = max_of<float>(broadcast<float>(-87.0f), a);  // NaN stays
+  const V<float> bounded = max_of<float>(broadcast<float>(-87.0f), a);  // keeps NaN
   const V<float> scaled = bounded * 1.44269504088896341f - 0.5f;
-  const Index<float> n = __builtin_convertvector(scaled, Index<float>);  // truncation of a negative value: rounds to nearest
+  const Index<float> n = __builtin_convertvector(scaled, Index<float>);  // truncating scaled, which is negative, rounds to nearest
   const V<float> nf = __builtin_convertvector(n, V<float>);
-  V<float> r = bounded - nf * 0.693145751953125f;  // ln 2 in two parts, the first exact in 16 bits
+  V<float> r = bounded - nf * 0.693145751953125f;  // ln 2 in two parts; the first is exact in 16 bits
   r = r - nf * 1.42860682030941723212e-6f;
   V<float> p = broadcast<float>(1.0f / 5040);
   p = p * r + 1.0f / 720;
@@ -30,7 +31,7 @@ inline V<float> exp_of_minus_abs(V<float> x) {
 inline V<double> exp_of_minus_abs(V<double> x) {
   const V<double> a = (V<double>)((Index<double>)x | INT64_MIN);
   const V<double> bounded = max_of<double>(broadcast<double>(-708.0), a);
-  // Adding 1.5 * 2^52 leaves the rounded integer in the low bits: no float-to-int64 instruction is needed below AVX-512.
+  // Adding 1.5 * 2^52 leaves the rounded integer in the low bits. Below AVX-512 there is no instruction from double to int64.
   const V<double> shifted = bounded * 1.44269504088896340736 + 6755399441055744.0;
   const V<double> nf = shifted - 6755399441055744.0;
   const Index<double> n = (Index<double>)shifted - (Index<double>)(broadcast<double>(6755399441055744.0));
@@ -54,7 +55,7 @@ inline V<double> exp_of_minus_abs(V<double> x) {
   return a < -708.0 ? V<double>{} : value;
 }
 
-// s = 1 / (1 + exp(-x)) and q = 1 - s, neither by a subtraction that cancels.
+// s = 1 / (1 + exp(-x)) and q = 1 - s, both computed without cancellation.
 template <class C>
 struct Sigmoid {
   V<C> x, s, q;
@@ -67,13 +68,14 @@ struct Sigmoid {
   }
 };
 
-// Derivative `order` of the activation; for silu = x s with s the sigmoid: x s^(n) + n s^(n-1). With q = 1 - s and z = q - s,
-// s^(n) = s q Q_n(z): Q_1 = 1, Q_{n+1} = z Q_n - (1 - z^2) / 2 Q_n'. In z, unlike in s, the coefficients stay small.
+// Computes derivative `order` of the activation. For silu = x s, where s is the sigmoid, derivative n is x s^(n) + n s^(n-1). With
+// q = 1 - s and z = q - s, s^(n) = s q Q_n(z), where Q_1 = 1 and Q_{n+1} = z Q_n - (1 - z^2) / 2 Q_n'. The coefficients stay small
+// in powers of z, but not in powers of s.
 template <class C>
 struct BaseActivation {
   Activation kind;
   int order;
-  C upper[kMaxDerivative + 1];  // Q_n, lowest power first: n coefficients
+  C upper[kMaxDerivative + 1];  // the n coefficients of Q_n, lowest power first
   C lower[kMaxDerivative + 1];  // Q_{n-1}
 
   BaseActivation(Activation kind_, int order_) : kind(kind_), order(order_) {
@@ -92,7 +94,7 @@ struct BaseActivation {
 
   [[gnu::always_inline]] V<C> operator()(V<C> x) const { return kind == Activation::identity ? of_identity(x) : of_silu(Sigmoid<C>(x)); }
 
-  // Derivatives `order` and order + 1.
+  // Computes derivatives `order` and order + 1.
   [[gnu::always_inline]] void operator()(V<C> x, const BaseActivation& next, V<C>& value, V<C>& slope) const {
     if (kind == Activation::identity) {
       value = of_identity(x);

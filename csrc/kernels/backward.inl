@@ -1,5 +1,5 @@
-// The gradients with respect to the inputs, to the coefficients, or both from one evaluation, over chunks of features: of a layer's
-// outputs or of its edges' magnitudes.
+// Computes the gradients of a layer's outputs, or of the magnitudes of its edges, over chunks of features: with respect to the
+// inputs, to the weights, or both from one evaluation.
 #pragma once
 
 #include "namespace.inl"
@@ -18,7 +18,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// The rows of g that a block needs, tile by tile; where they stand when that is their layout.
+// The rows of g that a block needs, tile by tile. If g already has that layout, it is read in place.
 template <class C>
 struct GradientTiles {
   const TiledLayer<C>& layer;
@@ -49,7 +49,7 @@ struct GradientTiles {
   int64_t stride(const Tile& tile) const { return in_place ? layer.problem.g.stride[0] : tile.vectors * Simd<C>::lanes; }
 };
 
-// result[b] += the lanes' sums of products[b], `rows` a multiple of the lanes.
+// Adds the sum of the lanes of products[b] to result[b]. `rows` is a multiple of the number of lanes.
 template <class C>
 void add_products(const C* products, int rows, C* result) {
   constexpr int lanes = Simd<C>::lanes;
@@ -61,7 +61,7 @@ void add_products(const C* products, int rows, C* result) {
   }
 }
 
-// A feature and tile: result[b] += the inputs' gradient.
+// Adds the gradient of the inputs for one feature and tile to result[b].
 template <class C, int LIVE, int R>
 void add_input_gradient(EvaluationScratch<C>& evaluated, int64_t f, const CoefTile<C>& coef, const C* g, int64_t g_stride,
                         C* products, C* result) {
@@ -73,13 +73,14 @@ void add_input_gradient(EvaluationScratch<C>& evaluated, int64_t f, const CoefTi
   add_products(products, evaluated.padded, result);
 }
 
-// Inputs of a run whose terms are summed at once: all of it, but signs of an edge that stays on one side add up roundings of one
-// side, too.
+// The number of inputs of a run whose terms are summed at once. It is smaller for signs: if the function of an edge keeps its sign,
+// the rounding errors of its terms have one sign as well and add up.
 constexpr int kSummedAtOnce = kLargestBlock, kSignsAtOnce = 16;
 
 enum class Way { none, tiles, few_outputs };
 
-// How the gradients that are asked for are computed. Those of the edges' magnitudes take signs in place of g, one way for both.
+// Decides how each requested gradient is computed. The gradients of the edges' magnitudes use signs in place of g; if both are
+// requested, they must be computed the same way.
 struct GradientPlan {
   Way input = Way::none, coef = Way::none;
   bool of_edges;
@@ -94,12 +95,12 @@ struct GradientPlan {
   }
   bool in_tiles() const { return input == Way::tiles || coef == Way::tiles; }
   bool few_outputs() const { return input == Way::few_outputs || coef == Way::few_outputs; }
-  // Whether coefficients are read.
+  // Return whether the coefficients are read.
   bool reads_tiles() const { return input == Way::tiles || (of_edges && coef == Way::tiles); }
   bool reads_few_outputs() const { return input == Way::few_outputs || (of_edges && coef == Way::few_outputs); }
 };
 
-// One thread's blocks of rows x chunks of features.
+// Processes one thread's blocks of rows x chunks of features.
 template <class C>
 struct GradientWorker {
   const TiledLayer<C>& layer;
@@ -107,14 +108,14 @@ struct GradientWorker {
   const FewOutputsCoefficients<C>& few_outputs_coefficients;
   WeightSums<C>& sums;
   const int64_t chunk, group;
-  // One block of rows alone: the sums of a tile are written while they are in L1.
+  // True if there is a single block of rows; the sums of a tile are then written while they are in L1.
   const bool by_tile;
   EvaluationScratch<C> inputs;
   GradientTiles<C> g;
   DenseBases<C> bases;
-  Buffer<C> g_of_outputs;  // (O, block), where there are few outputs
-  Buffer<C> edge_weight;   // (features, padded_outputs), over N
-  Buffer<C> signs;         // times edge_weight, in place of g for a feature and a tile
+  Buffer<C> g_of_outputs;  // (O, block), for few outputs
+  Buffer<C> edge_weight;   // (features, padded_outputs), divided by N
+  Buffer<C> signs;         // signs times edge_weight for a feature and a tile, used in place of g
   Buffer<C> products, result;
   PanelReader<C> panel;
   EdgeWriter<C> writer;
@@ -132,7 +133,7 @@ struct GradientWorker {
         result(plan.input != Way::none ? chunk * inputs.room : 0), panel(coefficients, plan.reads_tiles() ? chunk : 0),
         writer(layer.problem), own_sums(sums.own_size(chunk, by_tile ? tile_width() : layer.padded_outputs)) {}
 
-  // A part's rows, block by block.
+  // Adds the rows of a part, block by block.
   void add_rows(const RowPart& part, int64_t block) {
     if (!by_tile) chunk_sums = sums.start_chunk(part.split, part.i0, part.features, own_sums.data);
     for (int64_t f = 0; plan.of_edges && f < part.features; ++f) read_edge_weight(part.i0 + f, &edge_weight[f * layer.padded_outputs]);
@@ -166,7 +167,7 @@ struct GradientWorker {
     for (int64_t o = 0; o < layer.padded_outputs; ++o) to[o] /= C(p.N);
   }
 
-  // Features f0 .. + features of those of the chunk, which begins with feature i0.
+  // Adds features f0 .. f0 + features - 1 of the chunk that begins with feature i0.
   void add_group(int64_t i0, int64_t chunk_features, int64_t f0, int64_t features) {
     inputs.evaluate(f0, features);
     if (plan.few_outputs()) add_few_outputs(i0, f0, features);
@@ -175,7 +176,7 @@ struct GradientWorker {
       constexpr int LIVE = decltype(live)::value;
       for (int64_t t = 0; t < layer.tiles; ++t) {
         const Tile tile = layer.tile(t);
-        // A group is the whole chunk where there are several tiles.
+        // With several tiles, a group is the whole chunk.
         if (f0 == 0 && plan.reads_tiles()) panel.open(tile, i0, chunk_features);
         with_width<widest_tile<LIVE>()>(tile.vectors, [&](auto width) {
           add_tile<LIVE, decltype(width)::value>(tile, i0, f0, features);

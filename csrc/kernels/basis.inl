@@ -1,4 +1,4 @@
-// The K+1 live B-spline values of derivative order n.
+// Evaluates, at every input, derivative order n of the K+1 B-splines that are nonzero there, its live bases.
 #pragma once
 
 #include "namespace.inl"
@@ -8,9 +8,9 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// The inputs of one feature, `count` of them (a multiple of the vector length), and where their evaluation goes: live value k of
-// input b to values[k * stride + b], its next derivative to slopes[k * stride + b] unless that is null, both times w where
-// given, and the first coefficient row that it reads to rows[b].
+// The inputs of one feature and the destination of their evaluation. `count` is a multiple of the vector length. Live value k of
+// input b goes to values[k * stride + b] and its next derivative to slopes[k * stride + b] unless slopes is null, both multiplied
+// by w unless w is null. rows[b] receives the first coefficient row that the input reads.
 template <class C>
 struct Evaluation {
   const C *x, *w;
@@ -24,10 +24,10 @@ struct Evaluation {
   }
 };
 
-// What evaluates the inputs in their own order returns whether every one has K+1 bases; false is always safe.
+// The functions that evaluate the inputs in their own order return whether every input has K+1 bases; false is always safe.
 
-// Where the tables fit in registers: every lane looks its coefficients up by a permutation. POLYNOMIAL_DEGREE is -1 where it is
-// only known at run time.
+// Used if the tables fit in registers: every lane looks up its coefficients by a permutation. POLYNOMIAL_DEGREE is -1 if the degree
+// is only known at run time.
 template <class C, int K, int ROW_VECTORS, int POLYNOMIAL_DEGREE, bool SLOPES>
 inline bool evaluate_permuting(const typename KnotTables<C>::Feature knots, const Evaluation<C> e) {
   constexpr int lanes = Simd<C>::lanes;
@@ -56,7 +56,8 @@ inline bool evaluate_permuting(const typename KnotTables<C>::Feature knots, cons
   return !any_lane<C>(margin);
 }
 
-// Where they are longer: an input's coefficients are one record, its K+1 values a short row; a vector holds several.
+// Used if the tables are longer: the coefficients of one interval form a record of degree + 1 rows of K+1 entries, padded to a
+// power of two. A vector holds the same row of several records.
 template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
 inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, const Evaluation<C> e) {
   constexpr int lanes = Simd<C>::lanes, width = ceil_pow2(K + 1);
@@ -110,7 +111,8 @@ inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, c
   return !any_lane<C>(margin);
 }
 
-// Where inputs begin .. end-1 are of interval j, and its coefficients the same for all. Reads and writes up to a vector more.
+// Evaluates inputs begin .. end-1, which all lie in interval j and share its coefficients. Reads and writes up to a vector past the
+// end.
 template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
 inline void evaluate_run(const typename KnotTables<C>::Feature& knots, int j, const Evaluation<C>& e, int begin, int end) {
   constexpr int width = ceil_pow2(K + 1);
@@ -140,8 +142,8 @@ inline bool evaluate_by_degree(const KnotTables<C>& tables, int64_t i, const Eva
   return evaluate_from_records<C, K, POLYNOMIAL_DEGREE, SLOPES>(tables.feature(i), e);
 }
 
-// Calls f with the polynomials' degree, -1 where it is only known at run time, and with whether slopes are wanted, as Constants:
-// the degrees of a first derivative and of what is not differentiated are worth their own loops.
+// Calls f with two Constants: the degree of the polynomials, or -1 if it is only known at run time, and whether slopes are needed.
+// The degrees of the function and of its first derivative are common enough for specialised loops.
 template <class C, int K, class F>
 inline auto with_degree(const KnotTables<C>& tables, bool slopes, F f) {
   if (slopes) return tables.degree == K ? f(Constant<K>{}, Constant<true>{}) : f(Constant<-1>{}, Constant<true>{});
@@ -156,7 +158,7 @@ inline bool evaluate_specialised(const KnotTables<C>& tables, int64_t i, const E
   });
 }
 
-// Runs r of inputs start[r] .. start[r + 1] - 1 of interval intervals[r].
+// Evaluates sorted inputs. Run r is inputs start[r] .. start[r + 1] - 1, which lie in interval intervals[r].
 template <class C, int K>
 inline void evaluate_runs(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e, const int32_t* intervals,
                           const int32_t* start, int count) {
@@ -167,9 +169,9 @@ inline void evaluate_runs(const KnotTables<C>& tables, int64_t i, const Evaluati
   });
 }
 
-// The values of derivative order n of the K+1 bases that live on an interval, for any degree: Cox-de Boor up to degree K - n,
-// then n differences ("The NURBS Book", A2.2 and A2.3). T is a C or a vector of them; near[0 .. 2K-1] are the knots from
-// K-1 before the interval's start to K-1 after its end, `basis` has room for K+1. An empty span's quotient counts as 0.
+// Computes derivative order n of the K+1 live bases of an interval, for any degree, by Cox-de Boor up to degree K - n and then n
+// differences ("The NURBS Book", A2.2 and A2.3). T is C or a vector of C. near[0 .. 2K-1] are the knots from K-1 before the start
+// of the interval to K-1 after its end. `basis` has room for K+1. A quotient over an empty span counts as 0.
 template <class C, class T>
 inline void general_values(int K, int derivative, const T* near, T x, T* basis) {
   const auto over_span = [](T numerator, T from, T to) {
@@ -198,7 +200,7 @@ inline void general_values(int K, int derivative, const T* near, T x, T* basis) 
   }
 }
 
-// For any degree, one input at a time.
+// Evaluates any degree, one input at a time.
 template <class C>
 inline bool evaluate_general(const KnotTables<C>& tables, int64_t i, const Evaluation<C>& e) {
   const auto knots = tables.feature(i);

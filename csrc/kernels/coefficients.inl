@@ -1,5 +1,5 @@
-// The coefficients as the inner loops read them: times their scaler, for a tile of outputs, rows of one coefficient
-// each.
+// Prepares the coefficients for the inner loops: multiplied by their scaler and packed for a tile of outputs, one row per
+// coefficient.
 #pragma once
 
 #include "namespace.inl"
@@ -12,12 +12,13 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// Packs panels: for every feature M rows and the base activation's, each as wide as the tile. What lies beyond the outputs is 0.
+// Packs panels. A panel holds, for every feature, M rows and the row of the base activation, each as wide as the tile. Entries
+// beyond the last output are 0.
 template <class C>
 struct Packer {
   static constexpr int lanes = Simd<C>::lanes;
   const TiledLayer<C>& layer;
-  const int64_t rows;  // of a feature
+  const int64_t rows;  // rows per feature
   const bool scales;
   EdgeReader<C> reader;
   Buffer<C> scale;
@@ -28,8 +29,8 @@ struct Packer {
 
   void pack(const Tile& tile, int64_t first_feature, int64_t features, C* to) {
     const int64_t width = tile.vectors * lanes;
-    // A column of the tile is stored line by line, each in another place: at 512 -> 512, waiting for these lines takes half of the
-    // time unless a sequential pass has brought them to the cache.
+    // Every store to a column of the tile goes to a different cache line. At 512 -> 512, half of the time is spent waiting for
+    // these lines unless a sequential pass brings them into the cache first.
     __builtin_memset(to, 0, size_t(features * rows * width) * sizeof(C));
     for (int64_t f = 0; f < features; f += reader.features_at_once) {
       const int64_t some = smaller(reader.features_at_once, features - f);
@@ -73,8 +74,8 @@ struct Packer {
 template <class C>
 struct PanelReader;
 
-// Panels (tile, feature, row, tile width) of a whole layer, packed once; empty where every thread packs what it is about to read,
-// since no other block of rows reads it.
+// The panels of a whole layer, (tile, feature, row, tile width), packed once. Empty if there is only one block of rows: every
+// thread then packs a panel just before it reads it.
 template <class C>
 struct Coefficients {
   using Reader = PanelReader<C>;
@@ -96,13 +97,13 @@ struct Coefficients {
     });
   }
 
-  // Of the tile, from feature i on.
+  // Returns the panel of the tile, starting at feature i.
   C* panel(const Tile& tile, int64_t i) const {
     return packed.data + rows * (layer.problem.I * tile.first + i * tile.vectors * Simd<C>::lanes);
   }
 };
 
-// A thread's access to the panel of one tile and some features.
+// Gives a thread access to the panel of one tile and some features.
 template <class C>
 struct PanelReader {
   const Coefficients<C>& coefficients;
@@ -111,7 +112,7 @@ struct PanelReader {
   const C* panel = nullptr;
   int64_t first_feature = 0, width = 0;
 
-  // `features`: at most so many at a time; 0 if it is not to be opened.
+  // `features` is the largest number of features opened at a time, or 0 if the reader is never opened.
   PanelReader(const Coefficients<C>& coefficients_, int64_t features)
       : coefficients(coefficients_), packer(coefficients.layer),
         own(coefficients.packed.data != nullptr ? 0

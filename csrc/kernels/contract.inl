@@ -1,14 +1,15 @@
-// The inner loops: live values x coefficient rows, for the inputs of one feature and one tile of the outputs.
+// The inner loops, which multiply live values by coefficient rows, for the inputs of one feature and one tile of the outputs.
 //
-// Sorted, the inputs come in runs that read the same coefficient rows, which then stay in registers: for every input one
-// multiply-add a value and vector of the tile, and fewer than half as many loads. LIVE is the number of live rows where
-// it is known at compile time, else -1 and `live` counts them; R is the tile's width in vectors. The base activation is row
-// `live` of the values, and has coefficients of its own.
+// Sorting groups the inputs into runs that read the same coefficient rows, which stay in registers during a run. Every input takes
+// one multiply-add per value and vector of the tile, and fewer than half as many loads. LIVE is the number of live rows if it is
+// known at compile time, else -1 and `live` holds it. R is the width of the tile in vectors. The base activation is row `live` of
+// the values and has separate coefficients.
 //
-// Where all K+1 bases of an input exist, their values sum to 1 and their derivatives to 0, so that with a pivot row p
+// If all K+1 bases of an input exist, their values sum to 1 and their derivatives to 0, so that with a pivot row p
 //   sum_k v_k c_k = s c_p + sum_{k != p} v_k (c_k - c_p)      s = 1 or 0
-// takes one multiply-add less, and s = 1 an addition, for which Zen 4 has units beside the multiply-adds': 16 of 20 cycles at
-// K = 3. Likewise the gradient of c_p is s (sum of g) minus the other rows'. The pivot is in the middle, where values are largest.
+// takes one multiply-add less. s = 1 takes an addition instead, but Zen 4 has separate units for additions: at K = 3 the loop takes
+// 16 cycles instead of 20. Similarly, the gradient of c_p is s (sum of g) minus the gradients of the other rows. The pivot is the
+// middle row, where values are largest.
 #pragma once
 
 #include "namespace.inl"
@@ -20,13 +21,15 @@ namespace {
 
 constexpr int kLargestBlock = 2048;  // rows evaluated together
 
-// From an input's value to its next: a constant, to save address registers, and no multiple of a cache set's distance.
+// The distance between two values of an input. It is a constant, to save address registers, and not a multiple of the distance
+// between lines of the same cache set.
 constexpr int kValueStride = kLargestBlock + 16;
 
-// What a feature takes of every row of values: features of a small block share the rows, so that their values are on few pages.
+// Returns the number of entries that a feature takes in every row of values. Features of a small block share the rows, so that
+// their values are on few pages.
 inline int feature_room(int64_t block) { return block <= 256 ? 256 + 16 : kValueStride; }
 
-// How many vectors of a tile the registers hold beside the live rows, the base row and the vectors of one input.
+// Returns the width in vectors of the widest tile whose live rows, base row and one input's vectors fit the registers.
 template <int LIVE>
 constexpr int widest_tile() {
   constexpr int registers = KAN_VECTOR_BYTES == 64 ? 32 : 16;
@@ -40,24 +43,24 @@ constexpr int pivot_row() {
   return LIVE / 2;
 }
 
-// What the values of the live bases sum to.
+// The sum of the values of the live bases.
 enum class ValueSum { unknown, zero, one };
 
-// A feature's inputs. Row k of the values is at values + k * kValueStride: for k = live, the
-// base activation, an entry an input; for k < live, place[position] is the entry of the input that is sorted there.
+// The inputs of one feature. Row k of the values starts at values + k * kValueStride. Row `live`, the base activation, is indexed
+// by input. In the other rows, place[position] is the entry of the input at that sorted position.
 template <class C>
 struct Inputs {
   const C* values;
-  const int32_t* first_rows;  // by input
+  const int32_t* first_rows;  // indexed by input
   int count, live;
   Runs runs;
   const int32_t* place;
-  int last_row;        // that an input can read first
-  bool interior;       // every input has K+1 bases
-  ValueSum value_sum;  // of those that have
+  int last_row;        // the largest possible first row of an input
+  bool interior;       // whether every input has K+1 bases
+  ValueSum value_sum;  // the sum of the values of an input that has K+1 bases
 
-  // What a run's values sum to if it is one of USED. Only runs of the first and the last row can have inputs near the ends of the
-  // knots.
+  // Returns the sum of each input's values in a run if it is one of USED, else unknown. Only the runs of the first and the last row
+  // can have inputs near the ends of the knots.
   template <ValueSum... USED>
   ValueSum value_sum_of(int run) const {
     const bool has_all = interior || (runs.first[run] > 0 && runs.first[run] < last_row);
@@ -65,7 +68,7 @@ struct Inputs {
   }
 };
 
-// Calls f with `sum`, one of USED or unknown, as a Constant.
+// Calls f with `sum` as a Constant. `sum` is FIRST, one of USED or unknown.
 template <ValueSum FIRST, ValueSum... USED, class F>
 [[gnu::always_inline]] inline auto with_value_sum(ValueSum sum, F f) {
   if (sum == FIRST) return f(Constant<FIRST>{});
@@ -82,7 +85,7 @@ template <class C, int R>
   return !any_lane<C>(bad);
 }
 
-// The coefficients of one feature and tile: row m at rows + m * row_stride, and the base activation's.
+// The coefficients of one feature and tile. Row m starts at rows + m * row_stride; `base` is the row of the base activation.
 template <class C>
 struct CoefTile {
   const C* rows;
@@ -92,7 +95,7 @@ struct CoefTile {
   const C* row(int64_t m) const { return rows + m * row_stride; }
 };
 
-// A run's rows in registers.
+// The coefficient rows of a run, in registers.
 template <class C, int LIVE, int R>
 struct LiveRows {
   V<C> spline[LIVE > 0 ? LIVE : 1][R], base[R];
@@ -104,7 +107,8 @@ struct LiveRows {
   [[gnu::always_inline]] static void read_row(const C* from, V<C>* row) {
     for (int r = 0; r < R; ++r) row[r] = load(from + r * Simd<C>::lanes);
   }
-  // Takes the pivot's from the other rows, for values of that sum. Infinite coefficients are left for their products to spread.
+  // Subtracts the pivot row from the other rows if `sum` is known. Returns the sum that the rows now assume. A pivot row that is
+  // not finite is not subtracted, so that it spreads through its products.
   [[gnu::always_inline]] ValueSum subtract_pivot(ValueSum sum) {
     constexpr int pivot = pivot_row<LIVE>();
     if (LIVE < 2 || sum == ValueSum::unknown || !all_finite<C, R>(spline[pivot])) return ValueSum::unknown;
@@ -116,8 +120,9 @@ struct LiveRows {
   }
 };
 
-// finish(b, sum) for every input b, run by run: its values x coefficients, R vectors. They are summed by themselves before they are
-// added to those of other features, so that the rounding errors of a long sum grow with the features, not with the products.
+// Calls finish(b, sum) for every input b, run by run, where `sum` is its values x coefficients in R vectors. The products of one
+// feature are summed before they are added to other features, so that rounding errors grow with the number of features, not with
+// the number of products.
 template <class C, int LIVE, int R, class Finish>
 [[gnu::always_inline]] inline void contract_runs(const Inputs<C>& inputs, const CoefTile<C>& tile, Finish finish) {
   constexpr int pivot = pivot_row<LIVE>();
@@ -146,7 +151,7 @@ template <class C, int LIVE, int R, class Finish>
   }
 }
 
-// y[b, tile] += values x coefficients.
+// Computes y[b, tile] += values x coefficients.
 template <class C, int LIVE, int R>
 void forward_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   contract_runs<C, LIVE, R>(inputs, tile, [&](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
@@ -155,8 +160,8 @@ void forward_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_
   });
 }
 
-// The same without a sort, one input after the other: the loads take 2.5 of 13.5 cycles more than the multiply-adds, which
-// measures as much as the sort, and more than it where runs are short.
+// The same without sorting, one input after the other. The loads take 2.5 of 13.5 cycles more than the multiply-adds. Sorting costs
+// as much, and more if runs are short.
 template <class C, int LIVE, int R>
 void forward_tile_unsorted(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   constexpr int lanes = Simd<C>::lanes;
@@ -176,7 +181,7 @@ void forward_tile_unsorted(const Inputs<C>& inputs, const CoefTile<C>& tile, C* 
   }
 }
 
-// products[b * lanes + l] = the part of sum over the tile of (values x coefficients) g that lane l holds.
+// Computes sum over the tile of (values x coefficients) g. products[b * lanes + l] is the part of that sum in lane l.
 template <class C, int LIVE, int R>
 void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* g, int64_t g_stride, C* products) {
   constexpr int lanes = Simd<C>::lanes, pivot = pivot_row<LIVE>();
@@ -214,9 +219,10 @@ void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const
   }
 }
 
-// gradient[first row + k] += sum over a run's inputs begin .. end-1 of value k times g; base_gradient likewise. What they add is
-// summed by itself before it is added, so that rounding errors grow with their number and that of the sums, not with the product.
-// Returns false, and adds nothing, where an infinite g would cancel instead of spreading.
+// Computes gradient[first row + k] += sum over inputs begin .. end-1 of a run of value k times g, and the same for base_gradient.
+// These terms are summed before they are added to the gradient, so that rounding errors grow with the number of terms plus the
+// number of sums, not with the product of the two. Returns false and adds nothing if an infinite g would cancel instead of
+// spreading.
 template <class C, int LIVE, int R, ValueSum SUM>
 [[gnu::always_inline]] inline bool add_run(const Inputs<C>& inputs, int begin, int end, const C* g, int64_t g_stride,
                                            C* gradient, int64_t gradient_stride, C* base_gradient) {
@@ -255,8 +261,8 @@ template <class C, int LIVE, int R, ValueSum SUM>
   return true;
 }
 
-// at_once: of a run's inputs, whose sum is then added. pivots: whether the pivot's row may come from the others', with errors of the
-// size of g, not of its products.
+// Adds a run's terms in groups of `at_once` inputs. If `pivots`, the gradient of the pivot row may be computed from the other rows,
+// with errors of the size of g instead of its products.
 template <class C, int LIVE, int R>
 void backward_coef_tile(const Inputs<C>& inputs, int at_once, bool pivots, const C* g, int64_t g_stride, C* gradient,
                         int64_t gradient_stride, C* base_gradient) {
@@ -274,7 +280,7 @@ void backward_coef_tile(const Inputs<C>& inputs, int at_once, bool pivots, const
   }
 }
 
-// The same, one vector wide, for a degree without a specialisation: the rows stay in L1.
+// The functions below do the same for degrees without a specialisation, one vector at a time. The rows stay in L1.
 
 // Calls finish(b, values x coefficients) for every input.
 template <class C, class Finish>

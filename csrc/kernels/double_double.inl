@@ -1,4 +1,5 @@
-// A number as the sum of two doubles, of some 32 digits, for processors whose long double is software or no wider than double.
+// A number stored as the sum of two doubles, with about 32 digits, for processors whose long double is emulated in software or no
+// wider than double.
 // T. J. Dekker, "A floating-point technique for extending the available precision", 1971.
 #pragma once
 
@@ -24,7 +25,7 @@ struct DoubleDouble {
   }
   friend DoubleDouble operator-(DoubleDouble a, DoubleDouble b) { return a + -b; }
   friend DoubleDouble operator*(DoubleDouble a, DoubleDouble b) {
-    const double product = __builtin_fma(a.high, b.high, 0.0);  // compilers may merge a plain product with a later sum
+    const double product = __builtin_fma(a.high, b.high, 0.0);  // a compiler may fuse a plain product with a later sum
     return normalised(product, __builtin_fma(a.high, b.high, -product) + (a.high * b.low + a.low * b.high));
   }
   friend DoubleDouble operator/(DoubleDouble a, DoubleDouble b) {

@@ -1,5 +1,5 @@
-// The standard deviation of every edge's function over a batch from the moments of its bases, and its gradients: the maths and the
-// layout are in kan_kernels/reference/edge_std.py. In double.
+// Computes the standard deviation of every edge's function over a batch from the moments of its bases, and its gradients, in
+// double. kan_kernels/reference/edge_std.py explains the maths and the layout.
 #pragma once
 
 #include "namespace.inl"
@@ -12,12 +12,12 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// One feature's edges.
+// The edges of one feature.
 class EdgeStd {
   static constexpr int lanes = Simd<double>::lanes;
   const Problem& p;
   const int K;
-  const int64_t M, row, width;  // row: K + 4; width: O rounded up to vectors, beyond O everything is 0
+  const int64_t M, row, width;  // row: K + 4; width: O rounded up to vectors, with zeros beyond O
   const bool has_base;
   EdgeReader<double> edges;
   EdgeWriter<double> writer;
@@ -31,7 +31,8 @@ class EdgeStd {
 
   static int64_t work(const Problem& p) { return (p.G + p.K + 2) * (2 * p.K + 8) * divide_up(p.O, lanes); }
 
-  // The feature's coefficients less their functions' means, these times the moments, and the standard deviations.
+  // Computes the coefficients of feature i minus the mean of their function, their product with the moments, and the standard
+  // deviations.
   void read(int64_t i) {
     moments = p.of_moments + i * (M + 2) * row;
     read_coefficients(i);
@@ -48,13 +49,13 @@ class EdgeStd {
 
   void write_std(int64_t i) { write_transposed(p.storage, deviation.data, width, p.O, 1, p.edge_std, 0, i, p.I); }
 
-  // Of the sum of the feature's row of edge_weight times the standard deviations.
+  // Writes the gradients of the sum over the outputs of edge_weight times the standard deviations of feature i.
   void write_gradients(int64_t i) {
     double* share = line.data;
     read_column(p.edge_weight, i, share);
     for (int64_t o = 0; o < width; ++o) share[o] = deviation[o] == 0 ? 0 : share[o] / (deviation[o] * double(p.N - 1));
     if (p.moments != nullptr) write_moments(share, p.moments + i * (M + 2) * row);
-    for (int64_t r = 0; r <= M; ++r)  // the number taken from the coefficients cancels: it counts as constant
+    for (int64_t r = 0; r <= M; ++r)  // the mean subtracted from the coefficients cancels, so it is treated as constant
       for (int64_t o = 0; o < width; ++o) at(product, r)[o] = share[o] * (at(product, r)[o] - mean[o] * sum_of(r));
     writer.write(i, 1, 0, p.O, M, product.data, width);
   }
@@ -67,7 +68,7 @@ class EdgeStd {
     for (int64_t o = 0; o < width; ++o) to[o] += factor * from[o];
   }
 
-  // to[o] = the element of feature i and output o of an (O, I) matrix.
+  // Copies column i of an (O, I) matrix to to[o].
   void read_column(const Operand& matrix, int64_t i, double* to) const {
     read_transposed(p.storage, matrix, 0, p.O, width, i, 1, to, width);
   }
@@ -90,7 +91,8 @@ class EdgeStd {
     });
   }
 
-  // product = moments c: a band of K+1 diagonals, and the base's and e's columns as a border.
+  // Computes product = moments c. The moments are a band of K+1 diagonals with the columns of the base activation and of e as a
+  // border.
   void multiply() {
     for (int64_t r = 0; r < M + 2; ++r)
       for (int64_t o = 0; o < width; ++o) at(product, r)[o] = moments[r * row] * at(c, r)[o];
@@ -105,7 +107,7 @@ class EdgeStd {
     add(at(product, q), moment, at(c, r));
   }
 
-  // deviation = the standard deviation, 0 where it is only the rounding of the terms that cancel.
+  // Computes the standard deviations. A value that is only the rounding error of terms that cancel becomes 0.
   void measure() {
     const double eps = 0x1p-52, rows = double(p.N), rounding = (8 + __builtin_sqrt(rows) / 2) * eps;
     for (int64_t o = 0; o < width; ++o) {

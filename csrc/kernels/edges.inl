@@ -1,5 +1,5 @@
-// Every edge's function by itself: the mean of its magnitude over the rows, and its signs, from which the gradients of that mean
-// follow as those of a layer.
+// Computes, for the function of every edge, the mean of its magnitude over the rows, and its signs. The gradients of that mean are
+// those of a layer whose g is replaced by the signs.
 #pragma once
 
 #include "namespace.inl"
@@ -14,7 +14,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int kMagnitudesAtOnce = 16;  // in the compute type, before the sum goes on in double: they have one sign, and errors add up
+constexpr int kMagnitudesAtOnce = 16;  // added in the compute type before the sum continues in double: rounding errors add up
 
 template <class C>
 inline Index<C> sign_bits(V<C> v) {
@@ -25,13 +25,13 @@ inline V<C> magnitude(V<C> v) {
   return (V<C>)((Index<C>)v ^ sign_bits<C>(v));
 }
 
-// weight where v > 0, -weight where v < 0, else 0: NaN has no sign.
+// Returns `weight` if v > 0, -`weight` if v < 0, and 0 if v is 0 or NaN.
 template <class C>
 inline V<C> signed_weight(V<C> v, V<C> weight) {
   return magnitude<C>(v) > V<C>{} ? (V<C>)((Index<C>)weight ^ sign_bits<C>(v)) : V<C>{};
 }
 
-// visit(b, phi) for every input: its edges to a tile's outputs, R vectors.
+// Calls visit(b, phi) for every input, where phi holds the values of its edges to the outputs of a tile in R vectors.
 template <class C, int LIVE, int R, class Visit>
 [[gnu::always_inline]] inline void visit_edges(const Inputs<C>& inputs, const CoefTile<C>& tile, Visit visit) {
   if constexpr (LIVE < 0)
@@ -40,7 +40,7 @@ template <class C, int LIVE, int R, class Visit>
     contract_runs<C, LIVE, R>(inputs, tile, visit);
 }
 
-// sums[0 .. R lanes) += the magnitudes of the edges, in the compute type for a few inputs at a time.
+// Adds the magnitudes of the edges to sums[0 .. R lanes). Adds a few inputs at a time in the compute type first.
 template <class C, int LIVE, int R>
 void add_magnitudes(const Inputs<C>& inputs, const CoefTile<C>& tile, double* sums) {
   constexpr int lanes = Simd<C>::lanes;
@@ -74,7 +74,7 @@ void add_few_outputs_magnitudes(const Inputs<C>& inputs, int padded, const C* ta
   for (int64_t o = 0; o < O; ++o) sums[o] += double(sum_lanes<C>(some[o]));
 }
 
-// signs[b * R lanes ...] = the edges' signs times `weight`, a row of the tile.
+// Writes the signs of the edges times `weight`, which is a row of the tile, to signs[b * R lanes ...].
 template <class C, int LIVE, int R>
 void write_signs(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* weight, C* signs) {
   constexpr int lanes = Simd<C>::lanes;
@@ -84,7 +84,7 @@ void write_signs(const Inputs<C>& inputs, const CoefTile<C>& tile, const C* weig
   });
 }
 
-// signs[o * stride + b] likewise, 0 for inputs beyond the last.
+// Writes the signs times `weight` to signs[o * stride + b], and 0 for inputs beyond the last.
 template <class C, int LIVE, int TABLE_VECTORS>
 void write_few_outputs_signs(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, const C* weight,
                         C* signs, int64_t stride) {
@@ -95,7 +95,7 @@ void write_few_outputs_signs(const Inputs<C>& inputs, int padded, const C* table
       });
 }
 
-// One thread's blocks of rows x chunks of features.
+// Processes one thread's blocks of rows x chunks of features.
 template <class C>
 struct MagnitudeWorker {
   const TiledLayer<C>& layer;
@@ -109,7 +109,7 @@ struct MagnitudeWorker {
       : layer(coefficients.layer), few_outputs_coefficients(few_outputs_coefficients_), has_few_outputs(layer.few_outputs_table_vectors() > 0),
         group(layer.group_features(chunk)), inputs(layer, block, chunk, group, false, !has_few_outputs), panel(coefficients, has_few_outputs ? 0 : chunk) {}
 
-  // sums (features, padded_outputs) += a part's rows, block by block.
+  // Adds the rows of a part, block by block, to `sums` (features, padded_outputs).
   void add_rows(const RowPart& part, int64_t block, double* sums) {
     for (int64_t n0 = part.n0; n0 < part.end; n0 += block) {
       inputs.read(n0, smaller(block, part.end - n0), part.i0, part.features);

@@ -1,5 +1,5 @@
-// Weights of edges, (O, I, M) or (O, I) in memory, to rows of one coefficient for as many outputs as there are lanes, and back.
-//
+// Converts the weights of edges, (O, I, M) or (O, I) in memory, to rows that hold one coefficient for as many outputs as there are
+// lanes, and back.
 #pragma once
 
 #include "namespace.inl"
@@ -10,10 +10,10 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int64_t kFeaturesAtOnce = 16;  // whose factors are transposed together
-constexpr int64_t kStagedEntries = 512;  // of one output, where edges are converted before or after
+constexpr int64_t kFeaturesAtOnce = 16;  // features whose factors are transposed together
+constexpr int64_t kStagedEntries = 512;  // entries per output, if edges are converted before reading or after writing
 
-// Calls f with the number of coefficients that are transposed at once, as a Constant: at most M.
+// Calls f with the number of coefficients to transpose at once, at most M, as a Constant.
 template <class C, class F>
 void with_record_width(int64_t M, F f) {
   constexpr int widest = Simd<C>::lanes < 8 ? Simd<C>::lanes : 8;
@@ -25,7 +25,8 @@ void with_record_width(int64_t M, F f) {
   f(Constant<1>{});
 }
 
-// block(first, known) for blocks of W of the M coefficients: the first `known` of a block were in the one before.
+// Calls block(first, known) for blocks of W of the M coefficients. The first `known` coefficients of a block were in the previous
+// one.
 template <int W, class Block>
 [[gnu::always_inline]] inline void visit_blocks(int64_t M, const Block& block) {
   int64_t first = 0;
@@ -36,8 +37,8 @@ template <int Value>
 constexpr int number_of(Constant<Value>) { return Value; }
 constexpr int number_of(int value) { return value; }
 
-// write(m, v) for every coefficient m: v holds it for the edges edge[0] + offset, edge[1] + offset, ... of as many outputs as there
-// are lanes.
+// Calls write(m, v) for every coefficient m, where v holds it for the edges at edge[0] + offset, edge[1] + offset, ..., one output
+// per lane.
 template <class C, int W, class Write>
 [[gnu::always_inline]] inline void read_edges(const C* const* edge, int64_t offset, int64_t M, const Write& write) {
   constexpr int in_vector = Simd<C>::lanes / W;
@@ -53,7 +54,8 @@ template <class C, int W, class Write>
   });
 }
 
-// The way back: the edges edge, edge + stride, ... of the first `outputs` lanes, a number or a Constant, become what read(m) gives.
+// The inverse: writes coefficient m, which read(m) returns, to the edges at edge, edge + stride, ... for the first `outputs` lanes.
+// `outputs` is an int or a Constant.
 template <class C, int W, class Count, class Read>
 [[gnu::always_inline]] inline void write_edges(C* edge, int64_t stride, int64_t M, Count outputs, const Read& read) {
   constexpr int in_vector = Simd<C>::lanes / W;
@@ -69,18 +71,18 @@ template <class C, int W, class Count, class Read>
   });
 }
 
-// Asks for `count` elements before they are read or written.
+// Prefetches `count` elements for reading or writing.
 template <bool WRITES, class S>
 [[gnu::always_inline]] inline void prefetch(const S* from, int64_t count) {
   for (int64_t c = 0; c < count; c += int64_t(64 / sizeof(S))) __builtin_prefetch(from + c, WRITES);
 }
 
-// A block of edges in memory that the next loop reads or writes. The lines of its edges are too far apart for the processor to
-// fetch them ahead by itself, so the loop before it asks for them, part by part: at 512 -> 512 they cost two thirds of the packing.
+// A block of edges in memory that the next loop reads or writes. Its cache lines are too far apart for the hardware prefetcher, so
+// the previous loop prefetches them part by part. At 512 -> 512, waiting for them takes two thirds of the packing otherwise.
 template <class C>
 struct NextBlock {
   const C* first_part = nullptr;
-  int64_t parts = 0, stride = 0, size = 0;  // parts that are contiguous: an output's edges, or a feature's; 0 if no block follows
+  int64_t parts = 0, stride = 0, size = 0;  // a part is contiguous: the edges of an output or of a feature; 0 if no block follows
 
   NextBlock() = default;
   NextBlock(const C* edges, int64_t output_stride, int64_t feature_stride, int64_t outputs, int64_t features, int64_t M) : first_part(edges) {
@@ -95,8 +97,8 @@ struct NextBlock {
   }
 };
 
-// The edges from as many outputs as there are lanes, from `first_output` on, to some features; where they stand if they are of
-// the compute type with their coefficients in a row, else converted. Lanes beyond the last output repeat it.
+// Gives access to the edges of some features and as many outputs as there are lanes. Edges of the compute type whose coefficients
+// are contiguous are read in place, others are converted first. Lanes beyond the last output repeat it.
 template <class C>
 struct EdgeReader {
   static constexpr int lanes = Simd<C>::lanes;
@@ -105,10 +107,10 @@ struct EdgeReader {
   const bool in_place;
   const int64_t features_at_once;
   Buffer<C> staged;
-  // A loop copies these, so that the compiler knows that no store changes them.
+  // Loops copy this struct, so that the compiler knows that no store changes it.
   struct Edges {
     const C* of_output[lanes];
-    int64_t stride;  // of features
+    int64_t stride;  // between features
   } edges;
 
   explicit EdgeReader(const Problem& p)
@@ -116,7 +118,7 @@ struct EdgeReader {
         features_at_once(in_place ? kFeaturesAtOnce : smaller(kFeaturesAtOnce, at_least_one(kStagedEntries / M))),
         staged(in_place ? 0 : lanes * features_at_once * M) {}
 
-  // At most features_at_once of them.
+  // `features` is at most features_at_once.
   void open(int64_t first_output, int64_t first_feature, int64_t features) {
     const Operand& weight = problem.spline_weight;
     edges.stride = in_place ? weight.stride[1] : M;
@@ -152,7 +154,7 @@ struct EdgeReader {
   }
 };
 
-// A vector of the lanes below `count`, all of whose bits are set.
+// Returns a mask with all bits set in the lanes below `count`.
 template <class C>
 inline Index<C> first_lanes(int64_t count) {
   Index<C> lane;
@@ -161,14 +163,14 @@ inline Index<C> first_lanes(int64_t count) {
   return lane < Index<C>{} + typename Simd<C>::Int(smaller(count, Simd<C>::lanes));
 }
 
-// Gradients of the weights from sums for as many outputs as there are lanes, for a few features at a time.
+// Writes the gradients of the weights from their sums, for as many outputs as there are lanes and a few features at a time.
 template <class C>
 struct EdgeWriter {
   static constexpr int lanes = Simd<C>::lanes;
   const Problem& problem;
   const int64_t M;
   const bool converts;
-  EdgeReader<C> weights;  // as they are stored, for the scaler's gradient
+  EdgeReader<C> weights;  // the unscaled weights, for the gradient of the scaler
   Buffer<C> scale, scale_gradient, converted;
 
   explicit EdgeWriter(const Problem& p)
@@ -177,8 +179,9 @@ struct EdgeWriter {
         scale_gradient(p.spline_scaler_gradient != nullptr ? kFeaturesAtOnce * lanes : 0),
         converted(converts && p.spline_weight_gradient != nullptr ? lanes * weights.features_at_once * M : 0) {}
 
-  // Outputs first_output .. + outputs of features first_feature ..: `sums` holds, for every feature, rows of row_length: the
-  // gradients of the scaled coefficients, then that of the base activation's weight. No spline rows stand for zeros.
+  // Writes `outputs` outputs from first_output on and `features` features from first_feature on. For every feature, `sums` holds
+  // rows of row_length: the gradients of the scaled coefficients, then the gradient of the base activation's weight. If spline_rows
+  // is 0, the gradients of the coefficients are zeros.
   void write(int64_t first_feature, int64_t features, int64_t first_output, int64_t outputs, int64_t spline_rows, const C* sums,
              int64_t row_length) {
     const int64_t feature_size = (spline_rows + 1) * row_length;
@@ -199,7 +202,7 @@ struct EdgeWriter {
   }
 
  private:
-  int64_t next_output = 0, next_feature = 0;  // of the block after the one that is written
+  int64_t next_output = 0, next_feature = 0;  // start of the block after the one being written
   bool has_next = false;
 
   void write_some(int64_t i0, int64_t features, int64_t o0, int64_t outputs, int64_t spline_rows, const C* sums, int64_t row_length) {
@@ -211,7 +214,7 @@ struct EdgeWriter {
     const int64_t feature_size = (spline_rows + 1) * row_length;
     with_record_width<C>(M, [&](auto width) {
       constexpr int W = decltype(width)::value;
-      // One after the other: where a power of two separates outputs, both edges and gradients do not fit the same sets of L1.
+      // The two loops are separate: if outputs are a power of two apart, edges and gradients together do not fit their sets of L1.
       if (p.spline_scaler_gradient != nullptr) sum_products<W>(i0, features, o0, feature_size, sums, row_length);
       if (p.spline_weight_gradient != nullptr) {
         if (outputs == lanes)
@@ -225,7 +228,7 @@ struct EdgeWriter {
     if (converts && p.spline_weight_gradient != nullptr) convert(i0, features, o0, outputs);
   }
 
-  // The scaler's gradient: for every edge the sum of the coefficients' times these.
+  // Computes the gradient of the scaler: for every edge, the sum of the coefficients times their gradients.
   template <int W>
   void sum_products(int64_t i0, int64_t features, int64_t o0, int64_t feature_size, const C* sums, int64_t row_length) {
     weights.open(o0, i0, features);
@@ -263,7 +266,7 @@ struct EdgeWriter {
 
   int64_t edge(int64_t o, int64_t i) const { return o * problem.edge_stride[0] + i * problem.edge_stride[1]; }
 
-  // From one number for every feature and output to an (O, I) gradient.
+  // Writes one number per feature and output to an (O, I) gradient.
   void write_factors(const C* values, int64_t feature_stride, int64_t i0, int64_t features, int64_t o0, int64_t outputs, void* to) {
     const Problem& p = problem;
     if (p.edge_stride[1] == 1)

@@ -1,4 +1,4 @@
-// The inputs of a chunk of features, read, evaluated and sorted.
+// Reads, evaluates and sorts the inputs of a chunk of features.
 #pragma once
 
 #include "namespace.inl"
@@ -14,22 +14,23 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int kWorthwhileRun = 4;  // inputs of an interval from which on they are evaluated together
+constexpr int kWorthwhileRun = 4;  // from this many inputs per interval on, they are evaluated together
 
-// A block's rows of a chunk of features, transposed to (feature, row), of which a group is evaluated at a time.
+// The rows of a block for a chunk of features, transposed to (feature, row). A group of features is evaluated at a time.
 template <class C>
 struct EvaluationScratch {
   const TiledLayer<C>& layer;
   const int live;
-  const int room;           // of a feature, in rows
+  const int room;           // entries per feature
   const bool with_slopes, sorts;
-  // Fine grids, whose tables no register holds: once sorted by their interval, inputs share its coefficients. The splines' values
-  // then stand in the order of the sorted inputs, which the loops for few outputs could not read.
+  // True for fine grids, whose tables do not fit registers. The inputs are then sorted by interval first, so that a run shares the
+  // coefficients of its interval. The values of the splines are stored in sorted order, which the loops for few outputs cannot
+  // read.
   const bool by_run;
   Buffer<C> x, w, values, slopes;
   Buffer<C> sorted_x, sorted_w;
   Buffer<int32_t> in_order;  // 0, 1, 2, ...
-  Buffer<uint8_t> interior;  // of a feature's evaluation: every input has K+1 bases
+  Buffer<uint8_t> interior;  // per feature of the group: whether every input has K+1 bases
   RunScratch sorted;
   int64_t first_feature = 0;
   int row_count = 0, padded = 0;
@@ -54,7 +55,7 @@ struct EvaluationScratch {
     if (p.w.data != nullptr) read_transposed(p.storage, p.w, first_row, row_count, padded, first_feature, features, w.data, room);
   }
 
-  // Evaluates and, if asked to, sorts the features from..from + features of those read.
+  // Evaluates features from .. from + features - 1 of those read, and sorts them if `sorts`.
   void evaluate(int64_t from, int64_t features) {
     for (int64_t f = 0; f < features; ++f) {
       const Evaluation<C> e = evaluation(f, &x[(from + f) * room], &w[(from + f) * room]);
@@ -68,13 +69,14 @@ struct EvaluationScratch {
     for (int64_t f = 0; by_run && f < features; ++f) evaluate_sorted(from + f, f);
   }
 
-  // Feature f of those evaluated last: the values of order n. A derivative's sum, 0, is that of large terms and is not made use of.
+  // Returns the values of feature f of those evaluated last. The values of a derivative sum to 0, but this sum of large terms is
+  // not used.
   Inputs<C> inputs(int64_t f) const {
     const bool sum_to_one = layer.problem.derivative == 0 && layer.problem.w.data == nullptr;
     return inputs_of(values.data, f, sum_to_one ? ValueSum::one : ValueSum::unknown);
   }
 
-  // What the gradient with respect to the inputs takes: the slopes if they were evaluated, else the values.
+  // Returns the inputs of the gradient with respect to x: the slopes if they were evaluated, else the values.
   Inputs<C> input_gradient_inputs(int64_t f) const {
     if (with_slopes) return inputs_of(slopes.data, f, ValueSum::zero);
     return layer.problem.derivative > 0 ? inputs_of(values.data, f, ValueSum::zero) : inputs(f);
@@ -87,7 +89,7 @@ struct EvaluationScratch {
   }
 
  private:
-  // Where the values of feature f of a group begin.
+  // Returns the offset of the values of feature f of a group.
   int64_t values_before(int64_t f) const {
     const int64_t sharing = kValueStride / room;
     return f / sharing * (live + 1) * kValueStride + f % sharing * room;
@@ -106,7 +108,8 @@ struct EvaluationScratch {
             layer.buckets() - 1, interior[f] != 0, value_sum};
   }
 
-  // Feature `read` of those read, f of the group; the keys of its runs, intervals until then, become first rows.
+  // Evaluates sorted feature f of the group, which is feature `read` of those read. Replaces the keys of its runs, which are
+  // intervals, by first rows.
   void evaluate_sorted(int64_t read, int64_t f) {
     const KnotTables<C>& tables = layer.tables;
     const Runs runs = sorted.runs(f);

@@ -1,5 +1,5 @@
-// Layers of few outputs, whose rows would leave most of a vector empty: vectors run over the inputs of a feature instead, and look
-// their coefficients up by permuting registers. Nothing is sorted.
+// Handles layers of few outputs, where vectors over the outputs would be mostly empty. Vectors run over the inputs of a feature
+// instead and look up their coefficients by permuting registers. Nothing is sorted.
 #pragma once
 
 #include "namespace.inl"
@@ -11,9 +11,9 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int64_t kFewOutputsMostProducts = 36;   // M + 1 times O, up to which dense bases cost less than sorted rows
+constexpr int64_t kFewOutputsMostProducts = 36;   // up to this (M + 1) * O, dense bases cost less than sorted rows
 
-// Calls f with the number of live rows and of a table's vectors as Constants.
+// Calls f with the number of live rows and the number of vectors of a table as Constants.
 template <class F>
 void with_few_outputs_table(int live, int table_vectors, F f) {
   with_live_rows(live, [&](auto rows) {
@@ -25,14 +25,15 @@ void with_few_outputs_table(int live, int table_vectors, F f) {
 template <class C>
 struct FewOutputsReader;
 
-// The coefficients times their scaler: the table of feature i and output o is its M coefficients in whole vectors.
+// The coefficients multiplied by their scaler. The table of feature i and output o is the M coefficients of that edge, padded to
+// whole vectors.
 template <class C>
 struct FewOutputsCoefficients {
   using Reader = FewOutputsReader<C>;
   const Problem& problem;
   const int table_vectors;
-  const int64_t table_size;  // of an output
-  Buffer<C> tables, base;    // base (I, O): zeros without one
+  const int64_t table_size;  // entries per output
+  Buffer<C> tables, base;    // base: (I, O), zeros if there is no base activation
 
   FewOutputsCoefficients(const TiledLayer<C>& layer, bool are_read, ParallelFor parallel_for)
       : problem(layer.problem), table_vectors(layer.few_outputs_table_vectors()), table_size(table_vectors * Simd<C>::lanes) {
@@ -66,7 +67,7 @@ struct FewOutputsCoefficients {
   }
 };
 
-// Where the panels of wider layers are opened, there is nothing to do: the tables of all features are there.
+// Has the interface of PanelReader. `open` does nothing, because the tables of all features already exist.
 template <class C>
 struct FewOutputsReader {
   const FewOutputsCoefficients<C>& coefficients;
@@ -75,7 +76,7 @@ struct FewOutputsReader {
   void open(const Tile&, int64_t, int64_t) {}
 };
 
-// The values of as many inputs as there are lanes, and the coefficients that they belong to.
+// The values of as many inputs as there are lanes, and the rows of their coefficients.
 template <class C, int LIVE>
 struct LiveLanes {
   V<C> value[LIVE + 1];
@@ -88,7 +89,7 @@ struct LiveLanes {
   }
 };
 
-// Calls visit(b, o, phi) with the values of the edge to output o for the inputs from b on, one a lane.
+// Calls visit(b, o, phi), where phi holds the values of the edge to output o for the inputs from b on, one per lane.
 template <class C, int LIVE, int TABLE_VECTORS, class Visit>
 [[gnu::always_inline]] inline void few_outputs_contract(const Inputs<C>& inputs, int padded, const C* table, const C* base,
                                                    int64_t O, Visit visit) {
@@ -103,7 +104,7 @@ template <class C, int LIVE, int TABLE_VECTORS, class Visit>
   }
 }
 
-// y[o * padded + b] += a feature's part.
+// Adds a feature's contribution to y[o * padded + b].
 template <class C, int LIVE, int TABLE_VECTORS>
 void few_outputs_forward(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, C* y) {
   few_outputs_contract<C, LIVE, TABLE_VECTORS>(inputs, padded, table, base, O,
@@ -113,7 +114,7 @@ void few_outputs_forward(const Inputs<C>& inputs, int padded, const C* table, co
                                           });
 }
 
-// result[b] = the inputs' gradient, from g[o * g_stride + b].
+// Computes result[b], the gradient of input b, from g[o * g_stride + b].
 template <class C, int LIVE, int TABLE_VECTORS>
 void few_outputs_backward_input(const Inputs<C>& inputs, int padded, const C* table, const C* base, int64_t O, const C* g,
                            int64_t g_stride, C* result) {
@@ -132,12 +133,12 @@ void few_outputs_backward_input(const Inputs<C>& inputs, int padded, const C* ta
   }
 }
 
-// The gradient of the coefficients, as a product of all M bases, most of them 0, with g.
+// Computes the gradient of the coefficients as a product of all M bases, most of which are 0, with g.
 template <class C>
 struct DenseBases {
-  static constexpr int kRows = 5, kOutputs = 3;  // of a register tile: 15 sums, which a tree adds up 16 at a time
-  const int64_t M, stride;  // stride: of the values and of g
-  Buffer<C> values;         // (M + 1, stride): the bases, then the base activation's
+  static constexpr int kRows = 5, kOutputs = 3;  // of a register tile: 15 sums, which sum_each reduces 16 at a time
+  const int64_t M, stride;  // stride: row stride of the values and of g
+  Buffer<C> values;         // (M + 1, stride): the bases, then the base activation
 
   DenseBases(int64_t M_, int64_t stride_) : M(M_), stride(stride_), values((M + 1) * stride) {}
 
@@ -154,7 +155,7 @@ struct DenseBases {
     }
   }
 
-  // gradient[m * gradient_stride + o] and base_gradient[o] += values x g[o * stride + b].
+  // Adds the sums over b of values times g[o * stride + b] to gradient[m * gradient_stride + o] and base_gradient[o].
   void add_products(const C* g, int padded, int64_t O, C* gradient, int64_t gradient_stride, C* base_gradient) const {
     for (int64_t m = 0; m <= M; m += kRows)
       for (int64_t o = 0; o < O; o += kOutputs) {
@@ -168,7 +169,7 @@ struct DenseBases {
 
  private:
   void tile(const C* g, int padded, int64_t m0, int64_t o0, int64_t O, C* sums) const {
-    // Rows and outputs beyond the last repeat it: their sums are not used.
+    // Rows and outputs beyond the last repeat the last one; their sums are not used.
     const C *row[kRows], *output[kOutputs];
     for (int r = 0; r < kRows; ++r) row[r] = &values[smaller(m0 + r, M) * stride];
     for (int c = 0; c < kOutputs; ++c) output[c] = g + smaller(o0 + c, O - 1) * stride;

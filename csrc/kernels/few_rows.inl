@@ -1,5 +1,5 @@
-// A batch of few rows: vectors run over the features, the edges are read where they stand, and nothing of the weights' size is
-// made of them.
+// Handles batches of few rows. Vectors run over the features, the edges are read in place, and no buffer of the size of the weights
+// is built.
 #pragma once
 
 #include "namespace.inl"
@@ -14,26 +14,26 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int64_t kFewRowsWait = 2;  // times as long as its vector operations: the weights come from L2 or L3
-constexpr int64_t kFewRows = 8;      // panels pay for themselves from 9 rows on: at 512 -> 512, 5 rows take 0.6 of their time
-constexpr int64_t kOutputsAtOnce = 32;  // summed by themselves, as features are: rounding errors grow with their number
+constexpr int64_t kFewRowsWait = 2;  // time relative to the vector operations: the weights come from L2 or L3
+constexpr int64_t kFewRows = 8;      // panels pay off from 9 rows on; at 512 -> 512, 5 rows take 0.6 of the time with panels
+constexpr int64_t kOutputsAtOnce = 32;  // summed separately, like features: rounding errors grow with the number of outputs
 
-// One row's inputs to as many features as there are lanes.
+// Evaluates the inputs of one row to as many features as there are lanes.
 template <class C>
 struct FeatureEvaluation {
   static constexpr int lanes = Simd<C>::lanes;
   const TiledLayer<C>& layer;
   const int K, intervals;
-  Buffer<C> x, w, knots;     // knots: (K + J + 1 + K, lanes), K continued beyond either end
-  Buffer<C> near, basis;     // as vectors of the features
-  Buffer<C> shifted;         // (3K + 1, lanes): live values by coefficient row, counted from K before the first row
+  Buffer<C> x, w, knots;     // knots: (K + J + 1 + K, lanes), with K more beyond either end
+  Buffer<C> near, basis;     // vectors over the features
+  Buffer<C> shifted;         // (3K + 1, lanes): live values by coefficient row, starting K before the first row
 
   explicit FeatureEvaluation(const TiledLayer<C>& layer_)
       : layer(layer_), K(layer.problem.K), intervals(layer.tables.intervals), x(lanes), w(lanes),
         knots((intervals + 1 + 2 * K) * lanes), near((2 * K + 1) * lanes), basis((K + 1) * lanes), shifted((3 * K + 1) * lanes) {}
 
-  // Features i0 .. i0 + features of row n: live values, then the base activation's, a vector each, the derivatives of order n to
-  // `values` and of the next to `slopes` unless that is null; and the first coefficient that every feature reads.
+  // Evaluates features i0 .. i0 + features - 1 of row n. Writes the live values and then the base activation, a vector each, to
+  // `values`, and their next derivatives to `slopes` unless that is null. Also writes the first coefficient row of every feature.
   void evaluate(int64_t n, int64_t i0, int64_t features, C* values, C* slopes, int32_t* first_rows) {
     const Problem& p = layer.problem;
     pack_rows(p.storage, p.x, n, 1, i0, features, x.data, lanes);
@@ -64,7 +64,7 @@ struct FeatureEvaluation {
       store<C>(inner - m * lanes, first - C(m) * range);
       store<C>(inner + (intervals + m) * lanes, last + C(m) * range);
     }
-    Index<C> reached = {};  // how many knots x has reached
+    Index<C> reached = {};  // the number of knots that are at most x
     for (int m = 0; m <= intervals; ++m) reached -= (Index<C>)(points >= load(inner + m * lanes));
     const Index<C> inside = (reached > Index<C>{}) & (reached <= Index<C>{} + Int(intervals));
     const Index<C> j = inside ? reached - Int(1) : Index<C>{};
@@ -79,7 +79,7 @@ struct FeatureEvaluation {
     if (slopes != nullptr) write_live(points, inside, j - Int(K) - row, p.derivative + 1, slopes);
   }
 
-  // shift: of the bases that live on an interval, from the rows that exist.
+  // `shift` is the first basis that is live on the interval minus the first row that exists.
   void write_live(V<C> points, Index<C> inside, Index<C> shift, int order, C* to) {
     V<C>* live = reinterpret_cast<V<C>*>(basis.data);
     if (order <= K)
@@ -92,20 +92,20 @@ struct FeatureEvaluation {
         for (int l = 0; l < lanes; ++l) shifted[(K + r + int(shift[l])) * lanes + l] = live[r][l];
       for (int k = 0; k <= K; ++k) live[k] = load(&shifted[(K + k) * lanes]);
     }
-    const V<C> outside = order < K ? (points - points) * C(0) : V<C>{};  // NaN where x is not finite
+    const V<C> outside = order < K ? (points - points) * C(0) : V<C>{};  // NaN if x is not finite
     for (int k = 0; k <= K; ++k) store<C>(to + k * lanes, inside ? live[k] : outside);
   }
 };
 
-// The entries of a record, which holds the coefficients that an input reads: a power of two if several fit a vector, else whole
-// vectors.
+// Returns the number of entries of a record, which holds the coefficients that an input reads: a power of two if several records
+// fit a vector, else whole vectors.
 template <class C>
 constexpr int record_size(int live) {
   constexpr int lanes = Simd<C>::lanes;
   return live > 1 && live <= lanes / 2 ? ceil_pow2(live) : (live + lanes - 1) / lanes * lanes;
 }
 
-// Calls f with the entries of a record as a Constant if they fit one vector, else with 0.
+// Calls f with the number of entries of a record as a Constant if a record fits one vector, else with Constant<0>.
 template <class C, int SIZE = 2, class F>
 void with_record_size(int live, F f) {
   if (record_size<C>(live) == SIZE) return f(Constant<SIZE>{});
@@ -121,7 +121,7 @@ struct FewRowsInputs {
   static constexpr int lanes = Simd<C>::lanes;
   const TiledLayer<C>& layer;
   const int64_t rows, blocks;
-  const int record;                    // entries
+  const int record;                    // entries of a record
   const bool with_slopes;
   Buffer<C> values, slopes;            // (rows, blocks, lanes, record): 0 beyond the live values
   Buffer<C> base_values, base_slopes;  // (rows, blocks, lanes)
@@ -150,7 +150,7 @@ struct FewRowsInputs {
   int64_t features_of(int64_t block) const { return smaller(lanes, layer.problem.I - block * lanes); }
   const C* value(int64_t n, int64_t block) const { return &values[(n * blocks + block) * lanes * record]; }
   const C* base_value(int64_t n, int64_t block) const { return &base_values[(n * blocks + block) * lanes]; }
-  // What the gradient with respect to the inputs takes.
+  // The values that the gradient with respect to x uses: the slopes if they were evaluated, else the values.
   const C* slope(int64_t n, int64_t block) const { return (with_slopes ? slopes : values).data + (n * blocks + block) * lanes * record; }
   const C* base_slope(int64_t n, int64_t block) const { return (with_slopes ? base_slopes : base_values).data + (n * blocks + block) * lanes; }
 
@@ -162,7 +162,8 @@ struct FewRowsInputs {
   }
 };
 
-// One output's edges to some features, and the same of an (O, I) matrix, in the compute type. Not inlined: few layers need them.
+// Convert one output's edges to some features, and the same elements of an (O, I) matrix, to the compute type. Few layers need
+// these functions, so they are not inlined.
 template <class C>
 [[gnu::noinline]] void stage_edges(const Problem& p, int64_t o, int64_t first_feature, int64_t features, C* to) {
   const Operand& weight = p.spline_weight;
@@ -177,18 +178,18 @@ template <class C>
   pack_rows(p.storage, matrix, o, 1, first_feature, features, to, Simd<C>::lanes);
 }
 
-// One output's edges to the features of a block. RECORD: the entries of a record if they fit one vector, else 0.
+// The edges of one output to the features of a block. RECORD is the number of entries of a record if it fits one vector, else 0.
 template <class C, int RECORD>
 struct BlockEdges {
   static constexpr int lanes = Simd<C>::lanes;
   const Problem& p;
   const FewRowsInputs<C>& inputs;
-  const int live, record, vectors;  // vectors: of a block's records
+  const int live, record, vectors;  // vectors: the number that hold the records of a block
   const int64_t M;
   const bool in_place;
   Buffer<C> staged;
   const C* edges = nullptr;
-  int64_t stride = 0;  // of features
+  int64_t stride = 0;  // between features
   int64_t block = 0, first_feature = 0, features = 0;
 
   explicit BlockEdges(const FewRowsInputs<C>& inputs_)
@@ -201,12 +202,12 @@ struct BlockEdges {
     features = inputs.features_of(block);
   }
 
-  // Before `visit`.
+  // Must be called before `visit`.
   void open(int64_t o) {
     if (live == 0) return;
     const Operand& weight = p.spline_weight;
     const int64_t *step = weight.stride, last_edge = (p.O - 1) * step[0] + (p.I - 1) * step[1];
-    // Records may end after the edge's last coefficient, but not after the last edge's.
+    // A record may extend past the last coefficient of its edge, but not past the last edge.
     const bool ends_inside = o * step[0] + (first_feature + features - 1) * step[1] + record <= last_edge;
     if (in_place && features == lanes && (ends_inside || live == record)) {
       edges = static_cast<const C*>(weight.data) + o * step[0] + first_feature * step[1];
@@ -216,8 +217,8 @@ struct BlockEdges {
     }
   }
 
-  // add(v, factor, c) for every vector of records: v of them begins before it, c are the coefficients that row n reads, and `factor`
-  // repeats the block's factors for every coefficient.
+  // Calls add(v, factor, c) for every vector of records, where v is its index, c holds the coefficients that row n reads, and
+  // `factor` repeats the factor of each feature for every coefficient.
   template <class Add>
   [[gnu::always_inline]] void visit(int64_t n, V<C> factors, const Add& add) const {
     const int32_t* first = &inputs.first_rows[(n * inputs.blocks + block) * lanes];
@@ -247,7 +248,7 @@ struct BlockEdges {
     }
   }
 
-  // An (O, I) matrix's elements of the output and the features; 0 beyond the last.
+  // Returns the elements of an (O, I) matrix for the output and the features of the block, 0 beyond the last feature.
   V<C> factors(const Operand& matrix, int64_t o) const {
     if (is_stored_as<C>(p.storage) && matrix.stride[1] == 1 && features == lanes)
       return load(static_cast<const C*>(matrix.data) + o * matrix.stride[0] + first_feature);
@@ -306,19 +307,19 @@ void few_rows_forward(const TiledLayer<C>& layer, ParallelFor parallel_for) {
   with_record_size<C>(layer.live, [&](auto record) { few_rows_forward<C, decltype(record)::value>(inputs, parallel_for); });
 }
 
-// The gradients of a chunk of features, output by output.
+// Computes the gradients of a chunk of features, output by output.
 template <class C, int RECORD>
 struct FewRowsGradients {
   static constexpr int lanes = Simd<C>::lanes;
   const FewRowsInputs<C>& inputs;
   const Problem& p;
-  const int64_t M, chunk;        // chunk: blocks of features
-  const int64_t block_size;      // of sums for a row: records, then the base activation's
+  const int64_t M, chunk;        // chunk: number of blocks of features
+  const int64_t block_size;      // sums per row and block: the records, then the base activation
   BlockEdges<C, RECORD> edges;
   Buffer<C> along, some_along;   // (rows, chunk, block_size): sums over the outputs of g times the weights
-  Buffer<C> bases;               // (rows, features, M): all bases of the chunk
+  Buffer<C> bases;               // (rows, features, M): all M bases, mostly 0
   Buffer<C> line;                // (features, M): the gradient for one output
-  Buffer<C> of_scaler, of_base;  // (features) likewise
+  Buffer<C> of_scaler, of_base;  // (features): the gradients for one output
   Buffer<C> products;            // (lanes, record)
 
   FewRowsGradients(const FewRowsInputs<C>& inputs_, int64_t chunk_)
@@ -329,7 +330,7 @@ struct FewRowsGradients {
         line(p.spline_weight_gradient != nullptr ? line_size() : 0), of_scaler(chunk * lanes), of_base(chunk * lanes),
         products(lanes * inputs.record) {}
 
-  // Blocks first .. + count of the features.
+  // Computes the gradients of blocks first .. first + count - 1 of the features.
   void add(int64_t first, int64_t count) {
     const size_t size = size_t(p.N * chunk * block_size) * sizeof(C);
     if (p.input_gradient != nullptr) __builtin_memset(along.data, 0, size);
@@ -339,8 +340,8 @@ struct FewRowsGradients {
     C gradient[kFewRows];
     for (int64_t o0 = 0; o0 < p.O; o0 += kOutputsAtOnce) {
       if (p.input_gradient != nullptr) __builtin_memset(some_along.data, 0, size);
-      // First all that reads the edges, then all that writes gradients: a load waits for a store a multiple of 4 KiB away, and the
-      // next output's edges often are.
+      // The first loop reads the edges, the second writes the gradients. Interleaved, loads would wait for stores at a multiple of
+      // 4 KiB away, which is where the edges of the next output often are.
       for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
         prefetch_row(p.spline_scaler, o + 1, first, count);
         if (p.input_gradient != nullptr) prefetch_row(p.base_weight, o + 1, first, count);
@@ -363,7 +364,7 @@ struct FewRowsGradients {
  private:
   int64_t line_size() const { return chunk * lanes * M + lanes; }
 
-  // Part of a row of an (O, I) matrix, too short for the processor to fetch it ahead by itself.
+  // Prefetches part of a row of an (O, I) matrix. It is too short for the hardware prefetcher.
   void prefetch_row(const Operand& matrix, int64_t o, int64_t first, int64_t count) const {
     if (o >= p.O || matrix.data == nullptr || !is_stored_as<C>(p.storage) || matrix.stride[1] != 1) return;
     prefetch<false>(static_cast<const C*>(matrix.data) + o * matrix.stride[0] + first * lanes, count * lanes);
@@ -379,7 +380,7 @@ struct FewRowsGradients {
           C* to = &bases[n * line_size() + (b * lanes + f) * M];
           const C* value = inputs.value(n, first + b) + f * inputs.record;
           for (int k = 0; k < inputs.layer.live; ++k) to[row[f] + k] = value[k];
-          // Every basis of the dense formula is NaN where x is not finite, not only the rows read here.
+          // If x is not finite, every basis of the dense formula is NaN, not only the rows read here.
           const bool is_nan = spreads_nan && inputs.finite[n * inputs.blocks + first + b] == 0 && value[0] != value[0];
           for (int64_t m = 0; is_nan && m < M; ++m) to[m] = value[0];
         }
@@ -390,7 +391,7 @@ struct FewRowsGradients {
     for (int64_t n = 0; n < p.N; ++n) pack_rows(p.storage, p.g, n, 1, o, 1, gradient + n, 1);
   }
 
-  // The sums along the outputs, and the scaler's gradient.
+  // Adds to the sums over the outputs and computes the gradient of the scaler.
   void read_block(int64_t o, int64_t block, int64_t b, const C* gradient) {
     const bool for_inputs = p.input_gradient != nullptr, for_scaler = p.spline_scaler_gradient != nullptr;
     if (!for_inputs && !for_scaler) return;
@@ -422,7 +423,7 @@ struct FewRowsGradients {
     if (for_scaler) store<C>(&of_scaler[b * lanes], sum_records(products.data));
   }
 
-  // Of every record, in the order of the features.
+  // Returns the sum of every record, in the order of the features.
   V<C> sum_records(const C* records) const {
     V<C> sum = {};
     if constexpr (RECORD > 0) {
@@ -437,8 +438,8 @@ struct FewRowsGradients {
     return sum;
   }
 
-  // The gradients of the weights that need no weight but the scaler; the coefficients' of the chunk, which
-  // has `left` more features from the block on, are written from `to` on.
+  // Computes the gradients that depend on no weight except the scaler, those of base_weight and spline_weight. The gradients of the
+  // chunk's coefficients start at `to`. The chunk has `left` features from this block on.
   void fill_block(int64_t o, int64_t block, int64_t b, int64_t left, const C* gradient, C* to) {
     V<C> base_gradient = {};
     for (int64_t n = 0; n < p.N; ++n) base_gradient += broadcast(gradient[n]) * load(inputs.base_value(n, block));
@@ -451,12 +452,12 @@ struct FewRowsGradients {
     for (int64_t n = 0; n < rows; ++n) store<C>(factor + n * lanes, broadcast(gradient[n]) * scale);
     const auto sum = [&](const C* own_bases, int64_t f) __attribute__((always_inline)) {
       V<C> value = {};
-#pragma GCC unroll 1  // unrolled for kFewRows rows, it would compute all their addresses for one row
+#pragma GCC unroll 1  // unrolling for kFewRows rows would compute all addresses even for one row
       for (int64_t n = 0; n < rows; ++n) value += broadcast(factor[n * lanes + f]) * load(own_bases + n * row_size);
       return value;
     };
     const C* from = &bases[b * lanes * M];
-    // A vector may reach into the edges after its own, which are written later, but not into those of another thread.
+    // A vector may extend into the following edges, which are written later, but not into the edges of another thread.
     const int64_t features = edges.features, reached = divide_up(divide_up(M, lanes) * lanes, M) - 1;
     const int64_t whole = to == line.data ? features : smaller(features, at_least_zero(left - reached));
     to += b * lanes * M;
@@ -474,7 +475,7 @@ struct FewRowsGradients {
     if (to != nullptr) write(o, first, count, from, 1, to);
   }
 
-  // `width` numbers of every feature of the blocks, to the edges from them to the output.
+  // Writes `width` numbers per feature of the blocks to the gradients of their edges to output o.
   [[gnu::noinline]] void write(int64_t o, int64_t first, int64_t count, const C* from, int64_t width, void* to) const {
     const int64_t i0 = first * lanes, features = smaller(count * lanes, p.I - i0);
     const int64_t step = p.edge_stride[1], start = o * p.edge_stride[0] + i0 * step;

@@ -1,4 +1,4 @@
-// spline_forward, over blocks of rows.
+// Implements spline_forward over blocks of rows.
 #pragma once
 
 #include "namespace.inl"
@@ -14,7 +14,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// y (row, output of the tile) += the inputs' part.
+// Adds the contribution of some features to y (row, output of the tile).
 template <class C>
 void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature, int64_t features,
                       const PanelReader<C>& coefficients, const Tile& tile, C* y) {
@@ -35,7 +35,7 @@ void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature,
   });
 }
 
-// y (output, row) += the inputs' part, for a layer of few outputs.
+// The same for a layer of few outputs, where y is (output, row).
 template <class C>
 void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature, int64_t features,
                       const FewOutputsReader<C>& reader, const Tile&, C* y) {
@@ -48,7 +48,7 @@ void forward_features(const EvaluationScratch<C>& inputs, int64_t first_feature,
   });
 }
 
-// Rows of the sums of a block.
+// Returns the number of rows in the sums of a block.
 template <class C>
 int64_t sum_rows(const Coefficients<C>&, int64_t rows) {
   return rows;
@@ -68,7 +68,7 @@ void write_outputs(const FewOutputsCoefficients<C>& coefficients, const C* sums,
   write_transposed(p.storage, sums, sum_rows(coefficients, rows), rows, p.O, p.y, n0, 0, p.O);
 }
 
-// One thread's blocks of rows: sums over a range of features.
+// Computes the sums over a range of features for one thread's blocks of rows.
 template <class C, class Coefs>
 struct ForwardWorker {
   const TiledLayer<C>& layer;
@@ -93,7 +93,7 @@ struct ForwardWorker {
           const Tile tile = layer.tile(t);
           const int64_t size = sum_rows(coefficients, rows) * tile.vectors * Simd<C>::lanes;
           C* of_tile = sums + rows * tile.first;
-          // With several tiles a group is the whole chunk, and a tile's sums are in L1 when they are added.
+          // With several tiles, a group is the whole chunk, so the sums of a tile are still in L1 when they are added.
           C* y = i0 == first_feature ? of_tile : part.data;
           if (f == 0) {
             __builtin_memset(y, 0, size_t(size) * sizeof(C));
@@ -107,7 +107,8 @@ struct ForwardWorker {
   }
 };
 
-// Over blocks of rows; where there are few, the features are split too, by the shape alone, and the partial sums added in order.
+// Computes sums over blocks of rows. If there are few blocks, it splits the features as well, depending only on the shape, and adds
+// the partial sums in order.
 template <class C, class MakeWorker, class Write>
 void forward_blocks(const TiledLayer<C>& layer, int64_t block, int64_t work_per_input, ParallelFor parallel_for,
                     const MakeWorker& make_worker, const Write& write) {
@@ -150,7 +151,7 @@ void forward(const Problem& p, ParallelFor parallel_for) {
   TiledLayer<C> layer(p);
   if (p.N <= kFewRows) return few_rows_forward(layer, parallel_for);
   layer.prepare(parallel_for);
-  // One block needs no panels of the whole layer: at 512 -> 512, two blocks of 128 rows take 1.2 times as long as one of 256.
+  // A single block needs no panels of the whole layer: at 512 -> 512, two blocks of 128 rows take 1.2 times as long as one of 256.
   const int64_t block = layer.block_rows(p.N <= 256 ? 32 : 16);
   if (layer.few_outputs_table_vectors() > 0)
     return forward_with(layer, FewOutputsCoefficients<C>(layer, true, parallel_for), block, false, parallel_for);

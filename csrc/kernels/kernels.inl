@@ -1,8 +1,8 @@
-// The operators of one instruction set, on raw pointers. Each kernels_<set>.cpp sets the target and includes this.
+// The operators of one instruction set, on raw pointers. Each kernels_<set>.cpp sets the target and includes this file.
 //
-// Loops: the inputs of a block of rows are evaluated and sorted feature by feature, then contracted tile by tile over the
-// outputs, a tile being a few registers wide. How the work is divided depends on the problem's shape alone, never on the number
-// of threads.
+// For each block of rows, the kernels evaluate and sort the inputs feature by feature, then contract them tile by tile over the
+// outputs; a tile is a few registers wide. The division of the work depends only on the problem's shape, never on the number of
+// threads.
 #pragma once
 
 #include "backward.inl"
@@ -15,7 +15,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// float64 computes in double, everything else in float.
+// float64 computes in double, every other storage type in float.
 void forward_any(const Problem& p, ParallelFor f) { p.storage == Storage::float64 ? forward<double>(p, f) : forward<float>(p, f); }
 void backward_any(const Problem& p, ParallelFor f) {
   p.storage == Storage::float64 ? backward<double>(p, f) : backward<float>(p, f);

@@ -1,9 +1,9 @@
-// The knots of a layer, prepared for finding intervals and for evaluating bases on them.
+// Prepares the knots of a layer for finding intervals and for evaluating bases on them.
 //
 // On one interval every live basis is a polynomial of degree K. Its coefficients are prepared once per call, in a wider type,
-// around a representable point near the interval's middle, where the power basis is well conditioned; an input then costs
-// one search and K+1 short Horner chains, uniform and adaptive knots alike, and x - centre is exact. Rows that would lie
-// outside 0..M-1 have zero coefficients there, and one more interval, all zeros, takes what lies outside the extended knots.
+// around a representable point near the middle of the interval, where the power basis is well conditioned. An input then costs one
+// search and K+1 short Horner chains, for uniform and adaptive knots, and x - centre is exact. Rows outside 0..M-1 have zero
+// coefficients, and one more interval, all zeros, serves inputs outside the extended knots.
 #pragma once
 
 #include "namespace.inl"
@@ -15,9 +15,10 @@ namespace {
 
 constexpr int ceil_pow2(int n) { return n <= 1 ? 1 : 2 * ceil_pow2((n + 1) / 2); }
 
-// Coefficients of the live bases N_r, r = 0..K, of one interval (or, T being a vector, of one interval per lane) as polynomials
-// in u, x = centre + width * u, where t[0..2K-1] are the knots K-1 before the interval's start up to K-1 after its end. The
-// triangular scheme of "The NURBS Book", A2.2, on polynomials instead of numbers. An empty span's quotient counts as 0.
+// Computes the coefficients of the live bases N_r, r = 0..K, of one interval as polynomials in u, where x = centre + width * u. If
+// T is a vector, each lane holds one interval. t[0..2K-1] are the knots from K-1 before the start of the interval to K-1 after its
+// end. The scheme is A2.2 of "The NURBS Book", applied to polynomials instead of numbers. A quotient over an empty span counts as
+// 0.
 template <int K, class T>
 inline void local_polynomials(const T* t, T centre, T width, T (*n)[K + 1]) {
   for (int r = 0; r <= K; ++r)
@@ -45,8 +46,8 @@ inline void local_polynomials(const T* t, T centre, T width, T (*n)[K + 1]) {
   }
 }
 
-// The type in which the polynomials of compute type C are prepared, and how many intervals at once. float64's coefficients
-// prepared in float64 would lose the last digits of the higher derivatives.
+// The type in which the polynomials of compute type C are prepared, and the number of intervals prepared at once. Preparing the
+// coefficients of float64 in float64 would lose the last digits of the higher derivatives.
 template <class C>
 struct Preparation;
 template <>
@@ -74,7 +75,7 @@ struct Preparation<double> {
   static void store(double* p, Lanes v) { *p = double(v); }
 };
 
-// The first of the K+1 consecutive coefficient rows that an input of interval j reads, per lane.
+// Returns, per lane, the first of the K+1 consecutive coefficient rows that an input in interval j reads.
 template <class C>
 inline Index<C> first_row_of(Index<C> j, int K, int G) {
   using Int = typename Simd<C>::Int;
@@ -82,27 +83,28 @@ inline Index<C> first_row_of(Index<C> j, int K, int G) {
   return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
 }
 
-// Everything about the knots that an evaluation needs.
+// Everything that an evaluation needs to know about the knots.
 template <class C>
 struct KnotTables {
   int64_t I, G;
   int K, derivative;
   int intervals;  // J = G + 2K; interval J is the empty one
-  int padded;     // knots per feature: a power of two of at least a vector, +inf after the last, of which there is one
-  int slots;      // J + 1, padded to vectors: entries of one table row
-  int live;       // rows an input touches: K + 1, or 0 when the derivative order exceeds K
-  int degree;     // of the polynomials: K - derivative
-  int width;      // of a record row: K + 1 rounded up to a power of two
-  // Vectors that hold a table row, so that a lookup is one permutation of registers; 0: a row is longer, or the instruction
-  // set has no such permutation, and an interval's coefficients are kept together in a record.
+  int padded;     // knots per feature: a power of two, at least a vector; at least one +inf follows the last knot
+  int slots;      // entries of one table row: J + 1, padded to vectors
+  int live;       // rows that an input reads: K + 1, or 0 if the derivative order exceeds K
+  int degree;     // degree of the polynomials: K - derivative
+  int width;      // entries of a record row: K + 1 rounded up to a power of two
+  // The number of vectors that hold a table row, so that a lookup is one permutation of registers. 0 if a row is longer or the
+  // instruction set has no such permutation; the coefficients of an interval are then stored together in a record.
   int row_vectors;
   Buffer<C> knots;                 // (I, padded)
-  // The knots' range is cut into `padded` cells of one width. An interval is found from the one in which its cell starts, in as
-  // many steps as a cell has knots: one where the knots are uniform, and 0 stands for too many.
+  // The range of the knots is divided into `padded` cells of equal width. A search begins at the interval in which the input's cell
+  // starts and takes cell_steps steps, the largest number of knots in a cell: one if the knots are uniform. cell_steps is 0 if
+  // there are too many.
   Buffer<C> cells_per_unit;        // (I)
   Buffer<C> cell_start;            // (I, padded)
   Buffer<uint8_t> cell_steps;      // (I)
-  Buffer<int64_t> table_of;        // (I): the feature whose tables serve this one, which has the same knots
+  Buffer<int64_t> table_of;        // (I): the feature with the same knots whose tables this one uses
   Buffer<C> centre, inverse_width; // (I, slots)
   Buffer<C> coefficients;          // (I, degree+1, K+1, slots)
   Buffer<C> records;               // (I, J+1, degree+1, width)
@@ -129,7 +131,7 @@ struct KnotTables {
   }
   bool specialised() const { return live > 0 && (KAN_ALL_DEGREES ? K >= 1 && K <= 7 : K == 3); }
 
-  // Calls f with K as a Constant, where it is specialised.
+  // Calls f with K as a Constant if K is specialised.
   template <class F>
   void with_specialisation(F f) const {
     switch (K) {
@@ -148,7 +150,6 @@ struct KnotTables {
   int64_t table_size() const { return int64_t(degree + 1) * (K + 1) * slots; }
   int64_t record_size() const { return int64_t(degree + 1) * width; }
 
-  // Reads the knots of feature i.
   void read_knots(const Problem& problem, int64_t i) {
     C* t = &knots[i * padded];
     with_storage(problem.grid_storage, [&](auto tag) {
@@ -158,7 +159,7 @@ struct KnotTables {
     for (int m = intervals + 1; m < padded; ++m) t[m] = C(__builtin_inf());
   }
 
-  // Counts the knots of the cells of feature i. Whatever the knots hold, a search ends at the +inf after them.
+  // Counts the knots in the cells of feature i. Whatever the knots hold, a search ends at the +inf after them.
   void find_cells(int64_t i) {
     if (table_of[i] != i) return;
     const C* t = &knots[i * padded];
@@ -170,7 +171,7 @@ struct KnotTables {
     for (int c = 0; c < padded; ++c) start[c] = 0;
     int steps = 0;
     for (int m = 1; m <= intervals; ++m) {
-      const C place = (t[m] - t[0]) * cells_per_unit[i];  // rounded as an input's: where it is in an earlier cell, it is less
+      const C place = (t[m] - t[0]) * cells_per_unit[i];  // rounded like an input's: a point in an earlier cell is smaller
       const int cell = !(place > 0) ? 0 : place < C(padded) ? int(place) : padded - 1;
       start[cell] += 1;
       if (start[cell] > steps) steps = int(start[cell]);
@@ -181,10 +182,10 @@ struct KnotTables {
       start[c] = before;
       before += own;
     }
-    if (steps <= 8 && (2 << steps) <= padded) cell_steps[i] = uint8_t(steps);  // else halving takes fewer lookups
+    if (steps <= 8 && (2 << steps) <= padded) cell_steps[i] = uint8_t(steps);  // otherwise a binary search takes fewer lookups
   }
 
-  // Features with the knots of the one before, all of them in a layer whose grid was never adapted, share its tables.
+  // A feature with the same knots as the previous one shares its tables. If the grid was never adapted, all features share them.
   void share_tables() {
     for (int64_t i = 0; i < I; ++i) {
       const C* t = &knots[i * padded];
@@ -193,17 +194,17 @@ struct KnotTables {
     }
   }
 
-  // Fills the tables of feature i: rows (p, k) of coefficient p of the live basis k, over the intervals.
+  // Fills the tables of feature i. Row (p, k) holds coefficient p of live basis k for all intervals.
   template <int DEGREE>
   void tabulate(int64_t i) {
     using P = Preparation<C>;
     using Number = typename P::Number;
     using Lanes = typename P::Lanes;
     const C* t = &knots[i * padded];
-    Buffer<C> own_table(row_vectors > 0 ? 0 : table_size());  // other features' are tabulated at the same time
+    Buffer<C> own_table(row_vectors > 0 ? 0 : table_size());  // other threads fill other features' tables
     C* table = row_vectors > 0 ? &coefficients[i * table_size()] : own_table.data;
     C *c = &centre[i * slots], *s = &inverse_width[i * slots];
-    // Knots beyond either end belong to bases that do not exist; any increasing continuation serves.
+    // Knots beyond either end belong to bases that do not exist; any increasing continuation works.
     Buffer<Number> extended(slots + 2 * DEGREE + P::lanes);
     const Number first = t[0], last = t[intervals], step = last - first;
     for (int m = -DEGREE; m < slots + DEGREE + P::lanes; ++m)
@@ -239,7 +240,8 @@ struct KnotTables {
             records[(i * (intervals + 1) + j) * record_size() + p * width + k] = table[(p * (DEGREE + 1) + k) * slots + j];
   }
 
-  // Moves interval j's values from the bases j-K..j to the rows first_row(j)..+K: some of those bases do not exist near the ends.
+  // Moves the values of interval j from bases j-K..j to rows first_row(j)..first_row(j)+K. Near the ends some of those bases do not
+  // exist.
   void keep_existing_rows(C* table, int j) const {
     const int shift = j - K - first_row(j);
     if (shift == 0) return;
@@ -257,19 +259,19 @@ struct KnotTables {
     with_specialisation([&](auto degree) { tabulate<decltype(degree)::value>(i); });
   }
 
-  // Knot m of a feature's; those beyond either end belong to bases that do not exist, and any increasing continuation serves.
+  // Returns knot m of a feature. Knots beyond either end belong to bases that do not exist; any increasing continuation works.
   C knot_beyond(const C* t, int m) const {
     const C range = t[intervals] - t[0];
     return m < 0 ? t[0] + C(m) * range : m > intervals ? t[intervals] + C(m - intervals) * range : t[m];
   }
 
-  // Whether all K+1 bases exist on interval j.
+  // Returns whether all K+1 bases exist on interval j.
   bool is_interior(int j) const { return j >= K && j < int(G) + K; }
 
-  // The first of the K+1 consecutive coefficient rows that an input of interval j reads.
+  // Returns the first of the K+1 consecutive coefficient rows that an input in interval j reads.
   int first_row(int j) const { return j < K ? 0 : j - K < int(G) - 1 ? j - K : int(G) - 1; }
 
-  // What an evaluation of feature i reads, by value: the compiler then knows that no store changes it.
+  // What an evaluation of one feature reads, by value, so that the compiler knows that no store changes it.
   struct Feature {
     int G, K, intervals, degree, padded;
     int cell_steps;
@@ -278,7 +280,7 @@ struct KnotTables {
 
     Index<C> first_row(Index<C> j) const { return first_row_of<C>(j, K, G); }
 
-    // The interval of each lane; J outside the knots and for NaN. Whatever x and the knots hold, the result is within 0..J.
+    // Returns the interval of each lane, J outside the knots and for NaN. Whatever x and the knots hold, the result is in 0..J.
     template <int ROW_VECTORS>
     Index<C> find_interval(V<C> x) const {
       using Int = typename Simd<C>::Int;
@@ -297,7 +299,7 @@ struct KnotTables {
         }
       }
       j = inside ? j : empty;
-      return min_of<C>(max_of<C>(j, zero), empty);  // knots that are not in order
+      return min_of<C>(max_of<C>(j, zero), empty);  // in case the knots are not in order
     }
   };
   Feature feature(int64_t i) const {
@@ -310,7 +312,7 @@ struct KnotTables {
             has_tables && row_vectors == 0 ? records.data + i * (intervals + 1) * record_size() : nullptr};
   }
 
-  // The interval of each of `count` inputs of feature i, a multiple of the vector length.
+  // Finds the interval of each of `count` inputs of feature i. `count` is a multiple of the vector length.
   void find_intervals(int64_t i, const C* x, int count, int32_t* intervals_of) const {
     const Feature knots = feature(table_of[i]);
     for (int b = 0; b < count; b += Simd<C>::lanes) store_index(intervals_of + b, knots.template find_interval<0>(load(x + b)));

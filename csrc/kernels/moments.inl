@@ -1,5 +1,5 @@
-// Sums over the rows of products of two bases, of which those K+1 apart are 0, and their gradient. In double whatever the inputs
-// are: variances are small differences of these sums.
+// Computes the sums over the rows of products of two bases, and their gradient. Products of bases K+1 or more apart are 0. The
+// computation is in double for every type of the inputs, because variances are small differences of these sums.
 #pragma once
 
 #include "namespace.inl"
@@ -13,22 +13,22 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// A feature's moments (M+2, K+4), and which of them those of a run are. Terms 0 .. live-1 of a run's inputs are its live values,
-// then come the base activation's, e = 1 - the sum of the values, and 1.
+// The layout of a feature's moments, (M+2, K+4), and the positions in it of the moments of a run. Terms 0 .. live-1 of an input are
+// its live values. They are followed by the base activation, e = 1 - the sum of the live values, and 1.
 struct MomentLayout {
   int64_t M, row;  // row: K + 4
   int live;
 
   MomentLayout(const Problem& p, int live_) : M(p.G + p.K), row(p.K + 4), live(live_) {}
   int64_t size() const { return (M + 2) * row; }
-  // Of the product of terms k <= c, k < live + 2, for a run whose first live basis is `first`.
+  // Returns the position of the product of terms k <= c, where k < live + 2, for a run whose first live basis is `first`.
   int64_t at(int64_t first, int k, int c) const {
     const int64_t m = k < live ? first + k : M + k - live;
     return m * row + (c < live ? c - k : c == k ? 0 : row - 3 + c - live);
   }
 };
 
-// A run's terms as vectors, and a matrix of as many rows.
+// The terms of an input as vectors, and a matrix with one row per term.
 template <int LIVE>
 struct RunTerms {
   static constexpr int lanes = Simd<double>::lanes;
@@ -45,7 +45,7 @@ struct RunTerms {
 
   double* row(int k) { return &matrix[k * vectors * lanes]; }
 
-  // Of an input's values with one = 1, of its slopes with one = 0.
+  // Reads the terms of an input: `one` is 1 if `values` holds values and 0 if it holds slopes.
   [[gnu::always_inline]] void read(const Inputs<double>& inputs, const double* values, int position, double one) {
     const double* value = values + inputs.place[position];
     double sum = 0;
@@ -56,7 +56,7 @@ struct RunTerms {
   }
 };
 
-// moments += the products of the terms of every input.
+// Adds the products of the terms of every input to `moments`.
 template <int LIVE>
 void add_moments(const Inputs<double>& inputs, const MomentLayout& layout, double* moments) {
   constexpr int lanes = Simd<double>::lanes;
@@ -87,7 +87,8 @@ void add_moments(const Inputs<double>& inputs, const MomentLayout& layout, doubl
   }
 }
 
-// result[b] = the gradient of the moments' sum with these weights: slopes^T W values, W the symmetric weights of a run's terms.
+// Computes result[b], the gradient of the sum of `weight` times the moments: slopes^T W values, where W is the symmetric matrix of
+// weights of a run's terms.
 template <int LIVE>
 void moments_gradient(const Inputs<double>& inputs, const double* slopes, const MomentLayout& layout, const double* weight,
                       double* result) {
@@ -103,7 +104,7 @@ void moments_gradient(const Inputs<double>& inputs, const double* slopes, const 
       slope.read(inputs, slopes, position, 0.0);
       double sum = 0;
       for (int k = 0; k < size - 1; ++k) {
-        double along = 0;  // vectors of the few terms that were just stored would wait for them: 1.2 times as long
+        double along = 0;  // vector loads would wait for the terms just stored: 1.2 times as long
         for (int c = 0; c < size; ++c) along += value.row(k)[c] * value.terms[c];
         sum += slope.terms[k] * along;
       }
@@ -112,7 +113,7 @@ void moments_gradient(const Inputs<double>& inputs, const double* slopes, const 
   }
 }
 
-// One thread's blocks of rows x chunks of features.
+// Processes one thread's blocks of rows x chunks of features.
 struct MomentsWorker {
   const TiledLayer<double>& layer;
   const MomentLayout layout;
@@ -125,7 +126,7 @@ struct MomentsWorker {
         inputs(layer, block, chunk, group, layer.problem.input_gradient != nullptr, true),
         result(layer.problem.input_gradient != nullptr ? chunk * inputs.room : 0) {}
 
-  // sums: of the part's features, where moments are wanted.
+  // `sums` holds the moments of the part's features, and is null if only the gradient is computed.
   void add_rows(const RowPart& part, int64_t block, double* sums) {
     const Problem& p = layer.problem;
     for (int64_t n0 = part.n0; n0 < part.end; n0 += block) {
@@ -150,7 +151,7 @@ struct MomentsWorker {
         } else {
           double* own = sums + (f0 + f) * layout.size();
           add_moments<LIVE>(inputs.inputs(f), layout, own);
-          // Every basis of the dense formula is NaN where x is not finite, not only those read here.
+          // If x is not finite, every basis of the dense formula is NaN, not only those read here.
           for (int64_t k = 0; p.K > 0 && !inputs.is_finite(f0 + f) && k < layout.size(); ++k) own[k] += __builtin_nan("");
         }
       }

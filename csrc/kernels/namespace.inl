@@ -1,7 +1,7 @@
-// What kernels_<set>.cpp defines before it includes kernels.inl, so that every kernel is compiled once for each instruction set:
+// Every kernel is compiled once per instruction set: kernels_<set>.cpp defines these macros before it includes kernels.inl.
 //   KAN_NAMESPACE      the namespace of this set's kernels;
 //   KAN_VECTOR_BYTES   the size of a vector register.
-// An editor or a test that opens one of these files alone gets the baseline's values.
+// The defaults below are the baseline's, for editors and tests that open one of these files alone.
 #pragma once
 
 #include "../problem.h"
@@ -12,8 +12,8 @@
 #define KAN_VECTOR_BYTES 16
 #endif
 
-// Loops of their own for every degree up to 7; for the cubic alone where processors without AVX2 are what is left to serve: all
-// of them would be a third of the compilation.
+// Degrees up to 7 have specialised loops. On x86-64 the baseline serves only processors without AVX2, so it specialises degree 3
+// only: all degrees would take a third of the compilation time.
 #if KAN_VECTOR_BYTES == 16 && defined(__x86_64__)
 #define KAN_ALL_DEGREES 0
 #else

@@ -1,4 +1,4 @@
-// Operands of any strides and storage type to padded rows of the compute type, and back.
+// Converts operands of any strides and storage type to padded rows of the compute type, and back.
 #pragma once
 
 #include "namespace.inl"
@@ -17,7 +17,7 @@ bool is_stored_as(Storage storage) {
   return storage == storage_of<C>();
 }
 
-// `count` elements, as the other type.
+// Convert `count` elements to the type of `to`.
 template <class C, class S>
 inline void widen_row(const S* __restrict from, int64_t stride, int64_t count, C* __restrict to) {
   int64_t c = 0;
@@ -31,7 +31,8 @@ inline void few_outputs_row(const C* __restrict from, int64_t count, S* __restri
   for (; c < count; ++c) to[c] = narrow<S>(from[c]);
 }
 
-// Copies columns first_column.. of rows first_row.. of a strided operand to padded rows of the compute type; what lies beyond is 0.
+// Copies columns from first_column and rows from first_row of a strided operand to padded rows of the compute type. The padding is
+// 0.
 template <class C>
 void pack_rows(Storage storage, const Operand& source, int64_t first_row, int64_t rows, int64_t first_column, int64_t columns,
                C* destination, int64_t padded_columns) {
@@ -45,7 +46,7 @@ void pack_rows(Storage storage, const Operand& source, int64_t first_row, int64_
   });
 }
 
-// Writes rows to columns first_column.. of rows first_row.. of a contiguous output.
+// Writes rows to a contiguous output, from row first_row and column first_column.
 template <class C>
 void write_rows(Storage storage, const C* source, int64_t source_stride, int64_t rows, int64_t columns, void* destination,
                 int64_t first_row, int64_t first_column, int64_t destination_stride) {
@@ -55,7 +56,7 @@ void write_rows(Storage storage, const C* source, int64_t source_stride, int64_t
   });
 }
 
-// Writes rows n0.. of y, from sums tile by tile.
+// Writes rows n0 .. n0 + rows - 1 of y. The sums are stored tile by tile.
 template <class C>
 void write_tiles(const TiledLayer<C>& layer, const C* sums, int64_t n0, int64_t rows) {
   const Problem& p = layer.problem;
@@ -66,8 +67,8 @@ void write_tiles(const TiledLayer<C>& layer, const C* sums, int64_t n0, int64_t 
   }
 }
 
-// Copies rows x columns of a strided operand to a matrix whose row c is the operand's column first_column + c; its entries
-// rows .. padded_rows are 0.
+// Copies rows x columns of a strided operand, transposed: row c of the destination is column first_column + c of the operand. The
+// entries rows .. padded_rows - 1 of each row are 0.
 template <class C>
 void read_transposed(Storage storage, const Operand& source, int64_t first_row, int64_t rows, int64_t padded_rows,
                      int64_t first_column, int64_t columns, C* destination, int64_t destination_stride) {
@@ -100,7 +101,7 @@ void read_transposed(Storage storage, const Operand& source, int64_t first_row, 
   });
 }
 
-// The way back: entry (c, r) of the source becomes element (first_row + r, first_column + c) of a contiguous output.
+// The inverse: entry (c, r) of the source becomes element (first_row + r, first_column + c) of a contiguous output.
 template <class C>
 void write_transposed(Storage storage, const C* source, int64_t source_stride, int64_t rows, int64_t columns, void* destination,
                       int64_t first_row, int64_t first_column, int64_t destination_stride) {

@@ -1,4 +1,4 @@
-// Sorting a block's inputs by the coefficient rows they read.
+// Sorts the inputs of a block by the coefficient rows that they read.
 #pragma once
 
 #include "namespace.inl"
@@ -7,8 +7,8 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// One feature's inputs in the order of their first coefficient row, stable, so that sums run in the order of the rows. Run r is
-// inputs order[start[r]] .. order[start[r+1]-1], which all read the coefficient rows first[r] .. first[r] + K.
+// The inputs of one feature, sorted by their first coefficient row. The sort is stable, so that sums run in the order of the rows
+// of the batch. Run r is inputs order[start[r]] .. order[start[r+1]-1], which all read coefficient rows first[r] .. first[r] + K.
 struct Runs {
   const int32_t* order;
   int32_t* first;
@@ -16,7 +16,7 @@ struct Runs {
   int count;
 };
 
-// Lists the runs of a feature bucket by bucket, without a branch for those that are empty.
+// Builds the runs of a feature bucket by bucket, without a branch for empty buckets.
 struct RunList {
   int32_t *first, *start;
   int count = 0;
@@ -32,20 +32,21 @@ struct RunList {
   }
 };
 
-// Room for the runs of a group of features of up to `room` inputs each, and for sorting them.
+// Memory for the runs of a group of features of up to `room` inputs each, and for sorting them.
 //
-// Every bucket has a bin of its own, to which an input is appended in one store; the full bins are then put together: 0.8 ns an
-// input, where counting the buckets first takes 1.1. Few buckets are collected one after the other: 0.6 ns at 5 of them.
+// Every bucket has its own bin, and appending an input to a bin takes one store. The filled bins are then concatenated. This takes
+// 0.8 ns per input; counting the buckets first takes 1.1. If there are few buckets, each is collected in a pass of its own, which
+// takes 0.6 ns per input for 5 buckets.
 struct RunScratch {
   static constexpr int kFewBuckets = 6;
-  static constexpr int kCopied = 16;      // entries moved at once
-  static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket wait for each other
-  static constexpr int kMostEntries = 1 << 15;  // of a feature's bins, which share L1 and L2 with everything else
+  static constexpr int kCopied = 16;      // entries copied at once
+  static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket depend on each other
+  static constexpr int kMostEntries = 1 << 15;  // entries of a feature's bins, which share L1 and L2 with the other data
   static constexpr int kSmallestBin = 64;
 
-  const int length;   // of what a feature has
-  const int buckets;  // of first rows: 0 .. buckets - 1
-  const int capacity;  // of a bin; what a bin cannot hold lands in the ones after it
+  const int length;   // entries per feature in the buffers below
+  const int buckets;  // first rows are in 0 .. buckets - 1
+  const int capacity;  // entries per bin; a bin that overflows runs into the following bins
   const int64_t bins_size;
   Buffer<int32_t> rows, first, start, next;
   Buffer<int32_t> order, bins;
@@ -56,7 +57,7 @@ struct RunScratch {
         first(group * length), start(group * length), next(kInterleaved * buckets + buckets + 1), order(group * length),
         bins(kInterleaved * bins_size), counts(group) {}
 
-  // Where the first rows of feature f belong before it is sorted.
+  // The first rows of feature f, which the caller fills in before it calls sort.
   int32_t* keys(int64_t f) const { return rows.data + f * length; }
 
   Runs runs(int64_t f) const { return {&order[f * length], first.data + f * length, &start[f * length], counts[f]}; }
@@ -78,7 +79,7 @@ struct RunScratch {
   }
 
 #if KAN_VECTOR_BYTES == 64
-  // Bucket by bucket, 16 inputs at a time.
+  // Collects one bucket after the other, 16 inputs at a time.
   void collect_each(int64_t f, int count) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const int32_t* key = keys(f);
@@ -113,7 +114,7 @@ struct RunScratch {
       if (!put_together(&next[f * buckets], &bins[f * bins_size], f0 + f, count)) count_each(f0 + f, count);
   }
 
-  // False where a bin has run over.
+  // Returns false if a bin overflowed.
   bool put_together(const int32_t* ends, const int32_t* from, int64_t f, int count) {
     int32_t* to = &order[f * length];
     RunList runs = {&first[f * length], &start[f * length]};

@@ -42,10 +42,11 @@ inline void store(C* p, V<C> v) {
 }
 template <class C>
 inline V<C> broadcast(C value) {
-  return value - V<C>{};  // minus zero is no instruction, plus zero is one: it turns -0 into 0
+  return value - V<C>{};  // subtracting 0 is free; adding 0 takes an instruction, because it turns -0 into 0
 }
 
-// a < b ? a : b and a > b ? a : b, so b where a is NaN: written so, compilers take a comparison and a blend.
+// Return a < b ? a : b and a > b ? a : b, so b if a is NaN. On AVX-512 compilers turn these expressions into a comparison and a
+// blend, hence the intrinsics.
 template <class C>
 inline V<C> min_of(V<C> a, V<C> b) {
 #if KAN_VECTOR_BYTES == 64
@@ -91,7 +92,7 @@ inline Index<C> max_of(Index<C> a, Index<C> b) {
 #endif
 }
 
-// Indices are 32-bit numbers in memory.
+// Indices are stored as 32-bit integers.
 inline void store_index(int32_t* to, Index<float> row) { *reinterpret_cast<Simd<float>::UnalignedIndex*>(to) = row; }
 inline void store_index(int32_t* to, Index<double> row) {
   for (int lane = 0; lane < Simd<double>::lanes; ++lane) to[lane] = int32_t(row[lane]);
@@ -114,8 +115,8 @@ inline bool any_lane(Index<C> mask) {
 #endif
 }
 
-// Lane index[l] of a and b, one behind the other, in lane l, for an index that is a constant once inlined. Clang, which has no
-// shuffle by a vector, makes one instruction of the loop too.
+// Lane l of the result is lane index[l] of the concatenation of a and b. The index must be a constant after inlining. Clang has no
+// shuffle by a vector, but compiles the loop to one instruction as well.
 template <class C>
 [[gnu::always_inline]] inline V<C> shuffle(V<C> a, V<C> b, Index<C> index) {
 #ifdef __clang__
@@ -129,13 +130,14 @@ template <class C>
 #endif
 }
 
-// Lanes that are infinite or NaN.
+// Returns the mask of the lanes that are infinite or NaN.
 template <class C>
 inline Index<C> non_finite(V<C> v) {
   return (Index<C>)(v - v != V<C>{});
 }
 
-// table[index] per lane. ROW_VECTORS > 0: the table is that many vectors long, and the lookup permutes registers.
+// Returns table[index] per lane. If ROW_VECTORS > 0, the table is that many vectors long, and AVX-512 permutes registers instead of
+// gathering.
 template <class C, int ROW_VECTORS>
 inline V<C> lookup(const C* table, Index<C> index) {
 #if KAN_VECTOR_BYTES == 64
@@ -163,10 +165,10 @@ inline V<C> lookup(const C* table, Index<C> index) {
 #endif
 }
 
-// 1 / v to about an ulp, for v in the normal range.
+// Returns 1 / v to about an ulp, for v in the normal range.
 inline V<float> reciprocal(V<float> v) {
 #if KAN_VECTOR_BYTES == 64
-  const V<float> guess = (V<float>)_mm512_rcp14_ps((__m512)v);  // a division would block a multiply port for 16 cycles
+  const V<float> guess = (V<float>)_mm512_rcp14_ps((__m512)v);  // a division would occupy a multiply port for 16 cycles
   return guess + guess * (1.0f - v * guess);
 #else
   return 1.0f / v;
@@ -174,7 +176,7 @@ inline V<float> reciprocal(V<float> v) {
 }
 inline V<double> reciprocal(V<double> v) { return 1.0 / v; }
 
-// A fixed tree, so that the same input gives the same bits.
+// Adds in a fixed tree, so that the same input gives the same bits.
 template <class C>
 inline C sum_lanes(V<C> v) {
 #if KAN_VECTOR_BYTES == 64
@@ -191,7 +193,7 @@ inline C sum_lanes(V<C> v) {
 #endif
 }
 
-// From blocks of `half` lanes, the low ones of a pair of vectors in turn; the high ones are HALF further on.
+// A shuffle index that interleaves the even blocks of HALF lanes of two vectors. Adding HALF to it selects the odd blocks.
 template <class C, int HALF>
 inline Index<C> interleaved_halves() {
   Index<C> index = {};
@@ -200,7 +202,7 @@ inline Index<C> interleaved_halves() {
     index[l] = (l / HALF / 2) * 2 * HALF + l % HALF + (l / HALF % 2 == 1 ? Simd<C>::lanes : 0);
   return index;
 }
-// Lanes whose HALF-block is the second of two.
+// Returns the mask of the lanes in odd blocks of HALF lanes.
 template <class C, int HALF>
 inline Index<C> second_halves() {
   Index<C> mask = {};
@@ -208,8 +210,9 @@ inline Index<C> second_halves() {
   for (int l = 0; l < Simd<C>::lanes; ++l) mask[l] = l / HALF % 2 == 1 ? -1 : 0;
   return mask;
 }
-// Sums of a pair's halves: the first vector's in the low ones, the second's in the high ones. One shuffle and one blend: two
-// shuffles would wait for the one port that has them.
+// For each pair of vectors v[f], v[f + HALF], adds the two halves of every 2 HALF lanes: the sums of the first vector go to the low
+// halves of v[f], those of the second to the high halves. This takes one shuffle and one blend, because two shuffles would compete
+// for the single shuffle port.
 template <class C, int HALF>
 inline void add_halves(V<C>* v) {
   const Index<C> second = second_halves<C, HALF>();
@@ -220,7 +223,7 @@ inline void add_halves(V<C>* v) {
     v[f] = kept + shuffle<C>(v[f], v[f + HALF], crosswise);
   }
 }
-// Lane f of the result is the sum of the lanes of v[f], for as many vectors as there are lanes; v is used up.
+// Lane f of the result is the sum of the lanes of v[f]. v holds as many vectors as there are lanes and is overwritten.
 template <class C>
 inline V<C> sum_each(V<C>* v) {
   constexpr int lanes = Simd<C>::lanes;
@@ -252,7 +255,7 @@ inline uint32_t float_to_bits(float value) {
   return bits;
 }
 
-// Reading and writing one element of a storage type as the compute type; rounding is to nearest even.
+// Convert one element from a storage type to the compute type and back, rounding to nearest even.
 template <class C>
 inline C widen(double value) { return static_cast<C>(value); }
 template <class C>
@@ -261,7 +264,7 @@ template <class C>
 inline C widen(BFloat16 value) { return static_cast<C>(bits_to_float(uint32_t(value.bits) << 16)); }
 template <class C>
 inline C widen(Float16 value) {
-  // Shifting the half's exponent into the float's place leaves it 112 too small; the product repairs it, subnormals too.
+  // The shift leaves the exponent 112 too small. The multiplication corrects it, for subnormals as well.
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
   const float scaled = bits_to_float(magnitude) * 0x1p112f;
@@ -282,7 +285,7 @@ inline Float16 round_to<Float16>(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
-  // Adding 0.5 lets the float unit round to the half's subnormal spacing of 2^-24.
+  // Adding 0.5 makes the float addition round to the spacing of subnormal halves, 2^-24.
   const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
   const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
@@ -291,7 +294,7 @@ inline Float16 round_to<Float16>(float value) {
   return {uint16_t(sign | half)};
 }
 
-// The same for a vector of floats' bits; the results in the lanes' low halves, the high ones 0.
+// Rounds a vector of floats, given as bits, to bfloat16. The results are in the low halves of the lanes; the high halves are 0.
 inline Index<float> bfloat16_bits(Index<float> bits) {
   const Index<float> high = (bits >> 16) & 0xffff, rounded = ((bits + 0x7fff + (high & 1)) >> 16) & 0xffff;
   return (bits & 0x7fffffff) > 0x7f800000 ? high | 0x40 : rounded;
@@ -305,7 +308,7 @@ inline S narrow(C value) {
     return static_cast<S>(value);
 }
 
-// A vector of compute type C from as many elements of a storage type, and back.
+// Load and store a vector of compute type C as consecutive elements of a storage type.
 template <class C, class S>
 inline V<C> load_as(const S* from) {
   if constexpr (sizeof(S) == sizeof(C)) return load(reinterpret_cast<const C*>(from));
@@ -352,7 +355,7 @@ inline void store_as(S* to, V<C> v) {
   for (int lane = 0; lane < Simd<C>::lanes; ++lane) to[lane] = narrow<S>(v[lane]);
 }
 
-// Blocks of 2 HALF x 2 HALF exchange their off-diagonal quarters.
+// Exchanges the off-diagonal quarters of every block of 2 HALF x 2 HALF.
 template <class C, int HALF>
 inline void exchange_quarters(V<C>* v) {
   const Index<C> low = interleaved_halves<C, HALF>();
@@ -364,7 +367,7 @@ inline void exchange_quarters(V<C>* v) {
       v[r + HALF] = shuffle<C>(top, bottom, low + HALF);
     }
 }
-// Lane c of v[r] and lane r of v[c] change places, for as many vectors as there are lanes.
+// Exchanges lane c of v[r] with lane r of v[c], for as many vectors as there are lanes.
 template <class C>
 inline void transpose_square(V<C>* v) {
   constexpr int lanes = Simd<C>::lanes;
@@ -373,7 +376,7 @@ inline void transpose_square(V<C>* v) {
   if constexpr (lanes >= 4) exchange_quarters<C, 2>(v);
   exchange_quarters<C, 1>(v);
 }
-// to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors of compute type C.
+// Computes to[c * to_stride + r] = from[r * from_stride + c] for a square of vectors of compute type C.
 template <class C, class From, class To>
 inline void transpose_block(const From* from, int64_t from_stride, To* to, int64_t to_stride) {
   constexpr int lanes = Simd<C>::lanes;
@@ -385,7 +388,7 @@ inline void transpose_block(const From* from, int64_t from_stride, To* to, int64
   for (int r = 0; r < lanes; ++r) store_as<C>(to + r * to_stride, v[r]);
 }
 
-// Records of W entries, which start at at(0), at(1), ..., side by side in one vector.
+// Loads the records of W entries that start at at(0), at(1), ... into one vector, side by side.
 template <class C, int W, class At>
 [[gnu::always_inline]] inline V<C> load_records(const At& at) {
   constexpr int bytes = W * int(sizeof(C));
@@ -414,7 +417,7 @@ template <class C, int W, class At>
   for (int lane = 0; lane < Simd<C>::lanes; ++lane) records[lane] = at(lane / W)[lane % W];
   return records;
 }
-// The same for records at base + offset[0], base + offset[1], ...
+// The same, for records that start at base + offset[0], base + offset[1], ...
 template <class C, int W>
 [[gnu::always_inline]] inline V<C> load_records(const C* base, const int32_t* offset) {
 #if KAN_VECTOR_BYTES == 64
@@ -427,7 +430,7 @@ template <class C, int W>
 #endif
   return load_records<C, W>([&](int r) { return base + offset[r]; });
 }
-// The way back, of the records r with r < count.
+// The inverse of load_records, for the records r < count.
 template <class C, int W, class At>
 [[gnu::always_inline]] inline void store_records(const At& at, V<C> records, int count) {
   constexpr int bytes = W * int(sizeof(C)), in_vector = Simd<C>::lanes / W;
@@ -453,7 +456,7 @@ template <class C, int W, class At>
   for (int r = 0; r < in_vector && r < count; ++r)
     for (int k = 0; k < W; ++k) at(r)[k] = entry[r * W + k];
 }
-// Lanes first, first + 1, ..., each W times.
+// Returns lanes first, first + 1, ... of v, each repeated W times.
 template <class C, int W>
 inline V<C> repeat_lanes(V<C> v, int first) {
   Index<C> index = {};
@@ -461,7 +464,7 @@ inline V<C> repeat_lanes(V<C> v, int first) {
   for (int l = 0; l < Simd<C>::lanes; ++l) index[l] = l / W;
   return shuffle<C>(v, v, index + typename Simd<C>::Int(first));
 }
-// From W vectors that hold as many records of W entries as there are lanes, to W vectors of one entry each.
+// Takes W vectors that hold as many records of W entries as there are lanes. On return, v[k] holds entry k of every record.
 template <class C, int W>
 inline void records_to_lanes(V<C>* v) {
   if constexpr (W == Simd<C>::lanes) {
@@ -481,7 +484,7 @@ inline void records_to_lanes(V<C>* v) {
         }
   }
 }
-// The way back.
+// The inverse of records_to_lanes.
 template <class C, int W>
 inline void lanes_to_records(V<C>* v) {
   if constexpr (W == Simd<C>::lanes) {
@@ -503,13 +506,13 @@ inline void lanes_to_records(V<C>* v) {
   }
 }
 
-// A value for a template to take from an argument.
+// Passes a compile-time value as a function argument.
 template <auto Value>
 struct Constant {
   static constexpr auto value = Value;
 };
 
-// Calls f with a value of the C++ type that `storage` names.
+// Calls f with a value of the C++ type for `storage`.
 template <class F>
 inline void with_storage(Storage storage, F f) {
   switch (storage) {
@@ -520,7 +523,7 @@ inline void with_storage(Storage storage, F f) {
   }
 }
 
-// Scratch memory for the length of a scope, aligned so that vectors of a padded row never straddle two cache lines.
+// Scratch memory that is released at the end of a scope. Its alignment keeps every vector of a padded row within one cache line.
 template <class T>
 struct Buffer {
   T* data = nullptr;

@@ -1,4 +1,4 @@
-// How a problem is cut: blocks of rows, chunks of features, tiles of outputs.
+// Divides a problem into blocks of rows, chunks of features and tiles of outputs.
 #pragma once
 
 #include "namespace.inl"
@@ -10,12 +10,12 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int kSmallestBlock = 32;  // rows evaluated together, up to kLargestBlock
+constexpr int kSmallestBlock = 32;  // rows evaluated together: at least this, at most kLargestBlock
 
-constexpr int kChunkFeatures = 32;  // summed by themselves: rounding errors grow with the chunk and the number of chunks
+constexpr int kChunkFeatures = 32;  // summed separately: rounding errors grow with the chunk size and the number of chunks
 
-constexpr int64_t kFewOutputs = 12;  // up to which vectors run over rows instead of outputs
-constexpr int kFewOutputsMostLive = 6;          // live rows, whose values then stay in registers
+constexpr int64_t kFewOutputs = 12;  // up to this many outputs, vectors run over rows instead of outputs
+constexpr int kFewOutputsMostLive = 6;          // live rows: up to this many, their values stay in registers
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_least_zero(int64_t n) { return n > 0 ? n : 0; }
@@ -27,8 +27,8 @@ void add_to(C* __restrict sums, const C* __restrict terms, int64_t count) {
   for (int64_t k = 0; k < count; ++k) sums[k] += terms[k];
 }
 
-// Runs body(begin, end) over [0, count). `work` is an item's cost in vector operations: waking a thread costs some
-// 10 microseconds, so each one gets at least 32768 of them.
+// Runs body(begin, end) over [0, count). `work` is the cost of an item in vector operations. Waking a thread costs about 10
+// microseconds, so each thread gets at least 32768 operations.
 template <class F>
 void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F& body) {
   parallel_for(
@@ -36,7 +36,7 @@ void run_parallel(ParallelFor parallel_for, int64_t count, int64_t work, const F
       [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); }, (void*)&body);
 }
 
-// Calls f with the number of live rows as a Constant where there is a specialisation, Constant<-1> elsewhere.
+// Calls f with the number of live rows as a Constant if it is specialised, else with Constant<-1>.
 template <class F>
 void with_live_rows(int live, F f) {
   switch (live) {
@@ -61,13 +61,13 @@ void with_width(int vectors, F f) {
   f(Constant<WIDEST>{});
 }
 
-// One register tile: outputs first .. first + vectors * lanes.
+// One register tile: outputs first .. first + vectors * lanes - 1.
 struct Tile {
   int64_t first;
   int vectors;
 };
 
-// A problem with its sizes rounded to vectors and, once prepared, its knots' tables.
+// A problem with its sizes rounded to vectors and, after `prepare`, the tables of its knots.
 template <class C>
 struct TiledLayer {
   static constexpr int lanes = Simd<C>::lanes;
@@ -78,7 +78,7 @@ struct TiledLayer {
   int64_t spline_rows;  // coefficient rows per feature that can be touched: M, or 0 when the spline part vanishes
   int64_t vectors, padded_outputs;
   int64_t tiles;
-  int tile_vectors;  // of every tile but the last, which may be narrower
+  int tile_vectors;  // width of every tile but the last, which may be narrower
 
   explicit TiledLayer(const Problem& p)
       : problem(p), tables(p), activation(p.activation, p.derivative),
@@ -89,7 +89,7 @@ struct TiledLayer {
     tiles = divide_up(vectors, tile_vectors);
   }
 
-  // What EvaluationScratch looks up.
+  // Fills the tables that EvaluationScratch reads.
   void prepare(ParallelFor parallel_for) {
     if (live == 0) return;
     tables.allocate();
@@ -115,11 +115,12 @@ struct TiledLayer {
     return p.base_weight.data != nullptr || p.base_weight_gradient != nullptr || p.moments != nullptr || p.moment_weight != nullptr;
   }
 
-  // Of the coefficient rows that an input can read first.
+  // The number of coefficient rows that can be an input's first.
   int buckets() const { return live > 0 ? int(problem.G) : 1; }
 
-  // Rows of a block: enough at once to give a run of the sorted inputs that many, since its end is a branch mispredicted. A tile
-  // of y or g then no longer fits L1, which measures as less than short runs do; several tiles would no longer fit L2.
+  // Returns the number of rows of a block: enough to give a run of the sorted inputs about `per_run` of them, because the end of
+  // every run is a mispredicted branch. A tile of y or g then no longer fits L1, which costs less than short runs do. With several
+  // tiles the limit is lower, because they would no longer fit L2.
   int64_t block_rows(int per_run) const {
     int64_t rows = kSmallestBlock;
     const int64_t largest = tiles == 1 ? kLargestBlock : kLargestBlock / 2;
@@ -127,34 +128,36 @@ struct TiledLayer {
     return rows;
   }
 
-  // Where runs are shorter, sorting costs more than reading every input's coefficients anew.
+  // With shorter runs, sorting costs more than reading the coefficients anew for every input.
   bool worth_sorting(int64_t block) const { return live > 0 && block >= 8 * buckets(); }
 
-  // Vectors that hold the M coefficients of one edge where layers of few outputs look them up; 0 where they do not.
+  // Returns the number of vectors that hold the M coefficients of an edge, or 0 if the layer does not use the loops for few
+  // outputs.
   int few_outputs_table_vectors() const {
     const int64_t bases = problem.G + problem.K;
     const bool has_few_outputs = KAN_VECTOR_BYTES == 64 && problem.O <= kFewOutputs && live > 1 && live <= kFewOutputsMostLive && bases <= 2 * lanes;
     return has_few_outputs ? int(divide_up(bases, lanes)) : 0;
   }
 
-  // Vector operations of one row with one feature: the evaluation and the contraction.
+  // Vector operations per row and feature, for the evaluation and the contraction.
   int64_t work_per_input() const { return 16 + (live + 1) * vectors; }
 
-  // Features evaluated together: few where a single tile uses them at once, so that they stay in L1.
+  // Returns the number of features evaluated together. With a single tile, which uses them at once, it is small so that they stay
+  // in L1.
   int64_t group_features(int64_t chunk) const { return tiles == 1 ? smaller(chunk, problem.G > 6 ? 4 : 1) : chunk; }
 };
 
-// A part of a sum over rows: rows n0 .. end-1 of features i0 .. i0 + features.
+// A part of a sum over rows: rows n0 .. end-1 of features i0 .. i0 + features - 1.
 struct RowPart {
   int64_t split, n0, end, i0, features;
 };
 
-// How sums over the rows are cut: into chunks of features and, where these are few, parts of the rows; by the shape alone. The
-// parts' sums are to be added in order.
+// Divides sums over the rows into chunks of features and, if there are few chunks, also into parts of the rows. The division
+// depends only on the shape. Callers must add the sums of the parts in order.
 struct RowSplits {
   int64_t N, I, block, chunk, chunks, count, rows;
 
-  // Several tiles share an evaluated chunk: at most 64 features, so that two threads have work at 256 features and few rows.
+  // Several tiles share an evaluated chunk. It has at most 64 features, so that two threads have work at 256 features and few rows.
   template <class C>
   explicit RowSplits(const TiledLayer<C>& layer) : N(layer.problem.N), I(layer.problem.I), block(layer.block_rows(32)) {
     chunk = smaller(I, layer.tiles == 1 ? 16 : 64 * 128 / (block < 128 ? 128 : block));
@@ -163,7 +166,7 @@ struct RowSplits {
     rows = divide_up(divide_up(N, count), block) * block;
   }
 
-  // make_worker() gives a thread's f(part).
+  // make_worker() returns the function f(part) of one thread.
   template <class MakeWorker>
   void run(ParallelFor parallel_for, int64_t work_per_input, const MakeWorker& make_worker) const {
     run_parallel(parallel_for, chunks * count, smaller(rows, N) * chunk * work_per_input, [&](int64_t begin, int64_t end) {

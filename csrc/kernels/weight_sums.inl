@@ -1,4 +1,4 @@
-// The gradients of the weights while they are summed, and what is made of the sums.
+// Accumulates the gradients of the weights and writes them.
 #pragma once
 
 #include "namespace.inl"
@@ -9,16 +9,16 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-// The sums of a feature are rows of outputs: one for every coefficient, then that of the base activation's weight. The batch may
-// be split, and the splits' sums are then added in order; where there is one split alone, its sums stand in memory of the thread
-// that adds them up, to be written while they are in its cache.
+// The sums of a feature are rows of outputs: one per coefficient, then one for the weight of the base activation. If the batch is
+// split, the sums of the splits are added in order. If there is a single split, its sums are in a buffer of the thread that
+// computes them, so that it writes them while they are in its cache.
 template <class C>
 struct WeightSums {
   const Problem& problem;
   const bool wanted;
   const int64_t spline_rows, rows, row_length, splits;
   const bool spreads_nan;
-  Buffer<C> memory;  // (split, I, rows, row_length), if there are several
+  Buffer<C> memory;  // (split, I, rows, row_length), if there are several splits
   Buffer<uint8_t> finite;
 
   WeightSums(const TiledLayer<C>& layer, int64_t splits_)
@@ -29,10 +29,10 @@ struct WeightSums {
         spreads_nan(layer.live > 0 && layer.tables.degree > 0), memory(wanted && splits > 1 ? splits * problem.I * rows * row_length : 0),
         finite(wanted ? splits * problem.I : 0) {}
 
-  // Elements that a thread has to have for a chunk of so many features and tiles of `width`.
+  // Returns the size of the buffer that a thread needs for a chunk of `features` features and tiles of `width` outputs.
   int64_t own_size(int64_t features, int64_t width) const { return wanted && splits == 1 ? features * rows * width : 0; }
 
-  // Of features i0 .. i0 + features, cleared.
+  // Returns the sums of features i0 .. i0 + features - 1, cleared.
   C* start_chunk(int64_t split, int64_t i0, int64_t features, C* own) {
     if (!wanted) return nullptr;
     C* const sums = splits == 1 ? own : at(split, i0);
@@ -43,14 +43,14 @@ struct WeightSums {
 
   void note_finite(int64_t split, int64_t i, bool is_finite) { finite[split * problem.I + i] &= is_finite; }
 
-  // Writes a chunk, unless other splits are still to be added.
+  // Writes a chunk, unless there are other splits to add first.
   void finish_chunk(EdgeWriter<C>& writer, int64_t i0, int64_t features, C* sums) const {
     if (wanted && splits == 1) write(writer, i0, features, 0, problem.O, sums, row_length);
   }
 
-  // Outputs first_output .. + outputs of features that are summed; the sums are overwritten.
+  // Writes outputs first_output .. first_output + outputs - 1 of features whose sums are complete. Overwrites the sums.
   void write(EdgeWriter<C>& writer, int64_t i0, int64_t features, int64_t first_output, int64_t outputs, C* sums, int64_t width) const {
-    // Every basis of the dense formula is NaN where x is not finite, not only the rows read here.
+    // If x is not finite, every basis of the dense formula is NaN, not only the rows read here.
     for (int64_t f = 0; spreads_nan && f < features; ++f)
       for (int64_t k = 0; finite[i0 + f] == 0 && k < spline_rows * width; ++k) sums[f * rows * width + k] = C(__builtin_nan(""));
     writer.write(i0, features, first_output, outputs, spline_rows, sums, width);

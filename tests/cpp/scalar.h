@@ -1,4 +1,4 @@
-// The operators of csrc/problem.h as scalar loops in double, written to be read; the maths is in kan_kernels/reference*.py.
+// The operators of csrc/problem.h as scalar loops in double, written for readability. kan_kernels/reference/ explains the maths.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,13 +11,13 @@ namespace scalar {
 
 using Values = std::vector<double>;
 
-// A layer's numbers, contiguous in the order of the comments; empty where absent. The kernels get them in their storage type,
-// in which every one of them is exact.
+// The operands of a layer, contiguous and with the shapes of kan::Problem; empty if absent. The kernels read them in their storage
+// type, which represents every number exactly.
 struct Layer {
   int64_t N, I, O, G;
   int K, derivative;
   kan::Activation activation;
-  Values x, w, spline_weight, spline_scaler, base_weight, grid, g, edge_weight;  // as in kan::Problem
+  Values x, w, spline_weight, spline_scaler, base_weight, grid, g, edge_weight;
 
   int64_t M() const { return G + K; }
   double scale(int64_t o, int64_t i) const { return spline_scaler.empty() ? 1 : spline_scaler[o * I + i]; }
@@ -26,7 +26,7 @@ struct Layer {
   double weight(int64_t n, int64_t i) const { return w.empty() ? 1 : w[n * I + i]; }
 };
 
-// Sums, and how large their terms are: what an error is measured against.
+// Sums, and the sums of their terms' magnitudes, which errors are measured against.
 struct Sums {
   Values value, size;
   explicit Sums(int64_t count) : value(count), size(count) {}
@@ -34,7 +34,7 @@ struct Sums {
   void add(int64_t at, double term) { add(at, term, std::fabs(term)); }
 };
 
-// The derivative of order n of every B-spline at x, Cox-de Boor; 0/0 counts as 0.
+// Returns derivative order n of every B-spline at x by the Cox-de Boor recursion, where 0/0 counts as 0.
 inline Values bases(const double* knots, int64_t G, int K, int n, double x) {
   Values values(G + 2 * K);
   for (size_t m = 0; m < values.size(); ++m) values[m] = x >= knots[m] && x < knots[m + 1];
@@ -53,7 +53,7 @@ inline Values bases(const double* knots, int64_t G, int K, int n, double x) {
   return values;
 }
 
-// The derivative of order n of the sigmoid s: with z = 1 - 2 s it is s (1 - s) Q(z), where Q is 1 for n = 1 and
+// Returns derivative order n of the sigmoid s. With z = 1 - 2 s it is s (1 - s) Q(z), where Q is 1 for n = 1 and
 // z Q - (1 - z^2) / 2 Q' for the next order.
 inline double sigmoid(int n, double x) {
   const double s = 1 / (1 + std::exp(-x)), z = -std::tanh(x / 2);
@@ -72,13 +72,13 @@ inline double sigmoid(int n, double x) {
   return s / (1 + std::exp(x)) * polynomial;
 }
 
-// The derivative of order n of the base activation at x.
+// Returns derivative order n of the base activation at x.
 inline double base_activation(kan::Activation activation, int n, double x) {
   if (activation == kan::Activation::identity) return n == 0 ? x : n == 1;
   return x * sigmoid(n, x) + (n > 0 ? n * sigmoid(n - 1, x) : 0);
 }
 
-// An input's terms, of derivative order n: its M bases, then the base activation.
+// Returns the terms of an input at a derivative order: its M bases, then the base activation.
 inline Values terms_of(const Layer& l, int64_t n, int64_t i, int derivative) {
   const double x = l.x[n * l.I + i];
   Values terms = bases(&l.grid[i * (l.G + 2 * l.K + 1)], l.G, l.K, derivative, x);
@@ -86,14 +86,15 @@ inline Values terms_of(const Layer& l, int64_t n, int64_t i, int derivative) {
   return terms;
 }
 
-// visit(n, i, terms) for every input.
+// Calls visit(n, i, terms) for every input.
 template <class Visit>
 void for_inputs(const Layer& l, int derivative, const Visit& visit) {
   for (int64_t n = 0; n < l.N; ++n)
     for (int64_t i = 0; i < l.I; ++i) visit(n, i, terms_of(l, n, i, derivative));
 }
 
-// The function of edge (o, i), or its derivative, from an input's terms; `size` becomes the sum of its terms' magnitudes.
+// Returns the function of edge (o, i), or its derivative, from the terms of an input. Sets `size` to the sum of the magnitudes of
+// the summands.
 inline double edge(const Layer& l, int64_t o, int64_t i, const Values& terms, double& size) {
   double sum = l.base(o, i) * terms[l.M()];
   size = std::fabs(sum);
@@ -104,7 +105,7 @@ inline double edge(const Layer& l, int64_t o, int64_t i, const Values& terms, do
   return sum;
 }
 
-// (N, O)
+// Returns (N, O).
 inline Sums forward(const Layer& l) {
   Sums y(l.N * l.O);
   for_inputs(l, l.derivative, [&](int64_t n, int64_t i, const Values& terms) {
@@ -123,8 +124,8 @@ struct Gradients {
       : input(l.N * l.I), spline_weight(l.O * l.I * l.M()), spline_scaler(l.O * l.I), base_weight(l.O * l.I) {}
 };
 
-// The gradients of the sum over n, o, i of factor(n, o, i) w[n,i] phi[o,i](x[n,i]); the input's takes another derivative
-// order.
+// Returns the gradients of the sum over n, o, i of factor(n, o, i) w[n,i] phi[o,i](x[n,i]). The gradient of the input uses order
+// input_derivative, the others order l.derivative.
 template <class Factor>
 Gradients gradients(const Layer& l, int input_derivative, const Factor& factor) {
   Gradients result(l);
@@ -149,7 +150,7 @@ Gradients gradients(const Layer& l, int input_derivative, const Factor& factor) 
   return result;
 }
 
-// (N, O, I): every edge's function at every input, and its terms' sizes.
+// Returns every edge's function at every input, (N, O, I), with the sizes of its terms.
 inline Sums edges(const Layer& l) {
   Sums phi(l.N * l.O * l.I);
   for_inputs(l, 0, [&](int64_t n, int64_t i, const Values& terms) {
@@ -161,7 +162,7 @@ inline Sums edges(const Layer& l) {
   return phi;
 }
 
-// (O, I): the mean magnitudes.
+// Returns the mean magnitudes, (O, I).
 inline Sums edge_l1(const Layer& l, const Sums& phi) {
   Sums norms(l.O * l.I);
   for (int64_t at = 0; at < l.N * l.O * l.I; ++at)
@@ -169,7 +170,7 @@ inline Sums edge_l1(const Layer& l, const Sums& phi) {
   return norms;
 }
 
-// (O, I): means and unbiased standard deviations.
+// Returns the means and the unbiased standard deviations, both (O, I).
 inline std::pair<Values, Sums> edge_std(const Layer& l, const Sums& phi) {
   const int64_t edges = l.O * l.I;
   Values mean(edges);
@@ -183,8 +184,8 @@ inline std::pair<Values, Sums> edge_std(const Layer& l, const Sums& phi) {
   return {mean, spread};
 }
 
-// visit(place, a, b) for the moments of a feature: place in (M+2, K+4) holds the sum over the rows of terms a and b. Terms
-// are the M bases, the base activation, e = 1 - the sum of the bases, and 1.
+// Calls visit(place, a, b) for the moments of a feature. Position `place` in (M+2, K+4) holds the sum over the rows of the product
+// of terms a and b. The terms are the M bases, the base activation, e = 1 - the sum of the bases, and 1.
 template <class Visit>
 void for_moments(int64_t M, int K, const Visit& visit) {
   const int64_t row = K + 4, base = M, e = M + 1, one = M + 2;
@@ -201,7 +202,7 @@ void for_moments(int64_t M, int K, const Visit& visit) {
   visit((M + 1) * row + K + 3, e, one);
 }
 
-// The terms of `for_moments`, or their slopes, where one is 0.
+// Returns the terms of `for_moments` if `one` is 1, or their slopes if `one` is 0.
 inline Values moment_terms(Values terms, double one) {
   double rest = one;
   for (size_t m = 0; m + 1 < terms.size(); ++m) rest -= terms[m];
@@ -210,13 +211,13 @@ inline Values moment_terms(Values terms, double one) {
   return terms;
 }
 
-// (I, M+2, K+4)
+// Returns (I, M+2, K+4).
 inline Sums moments(const Layer& l) {
   const int64_t size = (l.M() + 2) * (l.K + 4);
   Sums sums(l.I * size);
   for_inputs(l, 0, [&](int64_t, int64_t i, const Values& terms) {
     const Values t = moment_terms(terms, 1);
-    // e is rounding where the bases sum to one: of the size of what it is the difference of.
+    // If the bases sum to one, e is a rounding error. Its size is that of the numbers whose difference it is.
     const auto magnitude = [&](int64_t k) { return k == l.M() + 1 ? 1 : std::fabs(t[k]); };
     for_moments(l.M(), l.K, [&](int64_t place, int64_t a, int64_t b) {
       sums.add(i * size + place, t[a] * t[b], magnitude(a) * magnitude(b));
@@ -225,7 +226,7 @@ inline Sums moments(const Layer& l) {
   return sums;
 }
 
-// (N, I): the gradient of the sum of weight (I, M+2, K+4) times the moments.
+// Returns (N, I), the gradient of the sum of weight (I, M+2, K+4) times the moments.
 inline Sums moments_backward(const Layer& l, const Values& weight) {
   const int64_t size = (l.M() + 2) * (l.K + 4);
   Sums gradient(l.N * l.I);

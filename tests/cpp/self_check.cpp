@@ -1,5 +1,5 @@
-// Every operator of the baseline kernels against scalar loops in double, without torch: for processors that the Python tests
-// do not run on (`make test-aarch64`). Prints the largest error of every operator; exits with 1 where one is too large.
+// Compares every operator of the baseline kernels with scalar loops in double, without torch, for processors on which the Python
+// tests do not run (`make test-aarch64`). Prints the largest error of every operator and exits with 1 if one is too large.
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -24,7 +24,7 @@ using scalar::Layer;
 using scalar::Sums;
 using scalar::Values;
 
-// One element of a storage type. Only numbers that the type holds are written.
+// Convert one element to and from a storage type. `encode` expects a number that the type represents exactly.
 void encode(Storage storage, double value, char* to) {
   const float single = float(value);
   uint32_t bits;
@@ -66,7 +66,7 @@ double eps_of(Storage storage) {
   return 0;
 }
 
-// A tensor in memory: NaN until written.
+// A tensor in memory. Its elements are NaN until they are written.
 struct Tensor {
   Storage storage;
   std::vector<char> bytes;
@@ -87,14 +87,14 @@ struct Case {
 };
 
 Layer make(const Case& c, std::mt19937& random) {
-  // Sixty-fourths: every storage type holds them, and some inputs are knots.
+  // All numbers are multiples of 1/64, which every storage type represents exactly, and some inputs equal knots.
   const auto draw = [&](int64_t count, int largest) {
     Values values(count);
     for (double& value : values) value = (int(random() % (2 * largest + 1)) - largest) / 64.0;
     return values;
   };
   Layer l{c.N, c.I, c.O, c.G, c.K, c.derivative, c.activation, {}, {}, {}, {}, {}, {}, {}, {}};
-  l.x = draw(c.N * c.I, 80);  // beyond the grid range too
+  l.x = draw(c.N * c.I, 80);  // some inputs are outside the grid range
   l.spline_weight = draw(c.O * c.I * l.M(), 127);
   if (c.has_w) l.w = draw(c.N * c.I, 127);
   if (c.has_scaler) l.spline_scaler = draw(c.O * c.I, 127);
@@ -104,15 +104,15 @@ Layer make(const Case& c, std::mt19937& random) {
   const int64_t knots = c.G + 2 * c.K + 1;
   for (int64_t i = 0; i < c.I; ++i)
     for (int64_t k = 0; k < knots; ++k) {
-      const double moved = c.adaptive ? double(random() % 64) / 200 : 0;  // of the distance of two knots
+      const double moved = c.adaptive ? double(random() % 64) / 200 : 0;  // relative to the distance of two knots
       l.grid.push_back(float(-1 + 2 * (double(k - c.K) + moved) / double(c.G)));
     }
   return l;
 }
 
-constexpr double kAllowed = 12;  // eps of the storage type, times the largest sum of |terms| that an element adds up
+constexpr double kAllowed = 12;  // in eps of the storage type times the largest sum of |terms| of any element
 
-// The largest errors of every operator, in eps as above.
+// Collects the largest error of every operator, in the unit of kAllowed.
 struct Report {
   std::map<std::string, double> worst;
   bool failed = false;
@@ -140,18 +140,18 @@ void in_two_parts(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, v
   if (count > half) body(half, count, context);
 }
 
-// A layer's tensors in memory, and a problem that reads them.
+// Runs the operators on one case and compares them with the scalar loops.
 class Check {
   const Case& c;
   const Layer l;
   Report& report;
   const int64_t edges, M;
   const Tensor x, w, spline_weight, spline_scaler, base_weight, grid, g, edge_weight;
-  Problem layer{}, of_g{};  // what every operator reads; and with w and g
+  Problem layer{}, of_g{};  // layer: the operands that every operator reads; of_g: these, w and g
 
   static constexpr const kan::KernelSet& kernels = kan::kBaselineKernels;
 
-  // (O, I, per_edge) in the memory order of the case.
+  // Returns values (O, I, per_edge) in the memory order of the case.
   Values laid_out(const Values& values, int64_t per_edge) const {
     if (!c.features_first) return values;
     Values result(values.size());
@@ -228,7 +228,7 @@ class Check {
     report.compare("spline_backward_input", c, scalar::gradients(unweighted, l.derivative, factor).input, gradient);
   }
 
-  // Of the weights, and of the inputs where that is asked for.
+  // Checks the gradients of the weights and, if `with_input`, of the inputs.
   template <class Factor>
   void weight_gradients(const std::string& op, Problem p, bool with_input, int input_derivative, const Factor& factor) {
     Tensor input = result(with_input ? l.N * l.I : 0), spline = result(edges * M), scaler = result(c.has_scaler ? edges : 0),
@@ -285,7 +285,7 @@ class Check {
     report.compare("basis_moments_backward", c, scalar::moments_backward(l, weight), gradient);
   }
 
-  // From the kernels' moments; the gradient of the moments as that of the inputs behind them.
+  // Takes the moments from the kernels. Checks the gradient of the moments through the gradient of the inputs.
   void edge_std() {
     const auto [mean, spread] = scalar::edge_std(l, scalar::edges(l));
     Problem p = layer;
@@ -326,7 +326,7 @@ class Check {
   }
 };
 
-// Double-double against long double, which is as long or longer on every processor but those where it is a double.
+// Compares double-double with long double. The tolerance allows for processors whose long double is less precise.
 void check_double_double(std::mt19937& random, Report& report) {
   using kan_self_check::DoubleDouble;
   const double eps = std::fmax(std::ldexp(1, -100), 4 * double(std::numeric_limits<long double>::epsilon()));
@@ -345,7 +345,7 @@ void check_double_double(std::mt19937& random, Report& report) {
 constexpr Storage f64 = Storage::float64, f32 = Storage::float32, bf16 = Storage::bfloat16, f16 = Storage::float16;
 constexpr Activation silu = Activation::silu, identity = Activation::identity;
 
-// Name, N, I, O, G, K, derivative, storage, activation; then adaptive, has_w, has_scaler, has_base, features_first.
+// Name, N, I, O, G, K, derivative, storage, activation, adaptive, has_w, has_scaler, has_base, features_first.
 const Case kCases[] = {
     {"float64", 70, 3, 5, 5, 3, 0, f64},
     {"float64, adaptive knots", 70, 3, 5, 5, 3, 0, f64, silu, true},
