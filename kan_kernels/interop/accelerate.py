@@ -50,10 +50,12 @@ def accelerate(model: Model, verbose: bool = False) -> Model:
     and hooks do not change. Layers are recognised by the names and shapes of their parameters and buffers, not by the package
     they come from. A layer is replaced only if its own forward and the fused forward agree, including gradients. The
     comparison uses a few inputs, float64, and a small copy of the layer with changed parameters, so that zeros and masks hide
-    no differences.
+    no differences. A second comparison uses all edges of the layer, because a forward may depend on the sizes. A forward that
+    treats batches of different sizes differently is not detected.
 
-    A layer that only resembles a supported one does not change, nor does a layer with a trained grid. The reason is logged
-    once and listed by `info()`. In a pykan network, the other layers are still accelerated.
+    A layer that only resembles a supported one does not change, nor does a layer with a trained grid, nor one whose forward
+    reads other attributes or calls other submodules that may change later, for example dropout. The reason is logged once and
+    listed by `info()`. In a pykan network, the other layers are still accelerated.
 
     Besides speed, these behaviours change. efficient-kan's `update_grid` preserves the function; the original changes it.
     pykan's `update_grid` and `refine` preserve the function where the data do not determine it, for example for a constant

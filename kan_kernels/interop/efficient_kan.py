@@ -16,13 +16,40 @@ from ..nn.linear import KANLinear
 from ..reference import infer_spline_order
 from ..utils.checks import check_number, check_rows
 from .class_swap import Fused, Verdict, definer, forward_mismatch, fused_class, held_tensors, tensors_mismatch
-from .equivalence import Kind, changed, compare_forwards, ends, kind_of, layer_values, on_its_own, telling_features, twin
+from .equivalence import (
+    Call,
+    Kind,
+    changeable_parts,
+    changed,
+    compare_forwards,
+    compare_whole,
+    compared_edges,
+    kind_of,
+    layer_values,
+    on_its_own,
+    twin,
+    whole_values,
+)
 
 KIND = "efficient-kan's KANLinear"
 _RANKS = {"base_weight": 2, "spline_weight": 3, "grid": 2}
 _SCALER = "spline_scaler"
 _FLAG = "enable_standalone_scale_spline"
 _PREFIX = "layers."
+# What the fused forward reads, and what efficient-kan's own reads at construction and in grid updates alone.
+_KNOWN = {
+    "in_features",
+    "out_features",
+    "grid_size",
+    "spline_order",
+    "base_activation",
+    "grid_eps",
+    "scale_noise",
+    "scale_base",
+    "scale_spline",
+    _SCALER,
+    _FLAG,
+}
 
 
 class FusedKANLinear(Fused):
@@ -104,13 +131,19 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
     if reason:
         return Verdict(reason)
     kind = kind_of(module, ("in_features", "out_features"))
-    if kind in known:
-        return Verdict(exchanges=((module, known[kind]),))
+    sized: Kind = kind, cast(Any, module).base_weight.shape
+    if kind in known and sized not in known:  # another layer of this kind was compared: compare what depends on the sizes
+        reason = _compare_whole(module, _forwards(module, known[kind]))
+        if reason:
+            return Verdict(reason)
+        known[sized] = known[kind]
+    if sized in known:
+        return Verdict(exchanges=((module, known[sized]),))
     reasons = []
     for mixin in (FusedKANLinear,) if hasattr(module, "base_activation") else (FusedWithSiLU, FusedWithIdentity):
-        reasons.append(_compare_with_fused(module, mixin))
+        reasons.append(_compare_with_fused(module, _forwards(module, mixin)))
         if not reasons[-1]:
-            known[kind] = mixin
+            known[kind] = known[sized] = mixin
             return Verdict(exchanges=((module, mixin),))
     return Verdict(reasons[0])
 
@@ -147,20 +180,38 @@ def _attributes_mismatch(module: nn.Module) -> str:
     return ""
 
 
-def _compare_with_fused(module: nn.Module, mixin: type[FusedKANLinear]) -> str:
-    """Compare on a few inputs and outputs, then on all: the layer may store its sizes in unknown attributes."""
+def _forwards(module: nn.Module, mixin: type[Fused]) -> list[Call]:
+    """Return the module's own forward and the fused one."""
+    return [partial(_called, by) for by in (type(module), fused_class(mixin, type(module)))]
+
+
+def _called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
+    copied.__class__ = by
+    return [cast(Any, by).forward(copied, x)]
+
+
+def _compare_with_fused(module: nn.Module, forwards: list[Call]) -> str:
     layer = cast(Any, module)
-    O, I, _ = layer.spline_weight.shape
-    few = telling_features(layer.grid), ends(O)
-    reason = _compare_some(module, mixin, *few)
-    if reason and tuple(map(len, few)) != (I, O):
-        reason = _compare_some(module, mixin, list(range(I)), list(range(O)))
-    return reason
+    O, I = layer.base_weight.shape
+    inputs, outputs = compared_edges(layer.grid, layer.spline_weight.shape)
+    reason = _compare_some(module, forwards, inputs, outputs)
+    if (len(inputs), len(outputs)) == (I, O):
+        return reason
+    if reason:  # the layer may store its sizes in unknown attributes
+        return _compare_some(module, forwards, list(range(I)), list(range(O)))
+    return _compare_whole(module, forwards)
 
 
-def _compare_some(module: nn.Module, mixin: type[FusedKANLinear], inputs: list[int], outputs: list[int]) -> str:
-    layer, cls = cast(Any, module), type(module)
-    fused = fused_class(mixin, cls)
+def _compare_whole(module: nn.Module, forwards: list[Call]) -> str:
+    layer = cast(Any, module)
+    tensors = {name: tensor.detach() for name, tensor in held_tensors(module).items()}
+    with on_its_own(layer.grid.device):
+        theirs, ours = (whole_values(forward, layer.grid) for forward in forwards)
+        return compare_whole(lambda: twin(type(module), module, tensors, {}), theirs, ours, layer.spline_weight.dtype)
+
+
+def _compare_some(module: nn.Module, forwards: list[Call], inputs: list[int], outputs: list[int]) -> str:
+    layer = cast(Any, module)
     sizes = {"in_features": len(inputs), "out_features": len(outputs)}
     sizes = {name: size for name, size in sizes.items() if hasattr(layer, name)}
 
@@ -169,15 +220,12 @@ def _compare_some(module: nn.Module, mixin: type[FusedKANLinear], inputs: list[i
         for name, weight in layer._parameters.items():
             if name != "grid" and weight is not None:
                 tensors[name] = changed(weight.detach()[outputs][:, inputs], share)
-        return twin(cls, module, tensors, sizes)
-
-    def called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
-        copied.__class__ = by
-        return [cast(Any, by).forward(copied, x)]
+        return twin(type(module), module, tensors, sizes)
 
     with on_its_own(layer.grid.device):
         grid = layer.grid.detach()[inputs].double()
-        return compare_forwards(twin_of, layer_values(partial(called, cls), grid), layer_values(partial(called, fused), grid))
+        theirs, ours = (layer_values(forward, grid) for forward in forwards)
+        return compare_forwards(twin_of, theirs, ours) or changeable_parts(module, twin_of, theirs, _KNOWN)
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:

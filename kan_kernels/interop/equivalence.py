@@ -1,13 +1,14 @@
 """Comparison of a module's own forward with the fused forward, before its class is replaced.
 
-The comparison uses small copies of the module with a few of its inputs and outputs, so that the cost does not depend on the
-width. The copies have changed parameters, so that edges which are zero or masked are compared too.
+The comparison uses copies of the module with changed parameters, so that edges which are zero or masked are compared too. The
+copies of a large layer have a few of its inputs and outputs. A last comparison, of outputs for a few rows, uses its own
+parameters, because a forward may depend on the sizes.
 """
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 
 POINTS = 11
 TOLERANCE = 1e-8  # relative, in float64: it detects a bias of 1e-4
+_SMALL = 4096  # coefficients: the copies of a layer with at most as many have all its edges
 # (training mode, fraction of the parameters' elements that are changed). Layers such as dropout depend on the mode. One pass
 # changes half of the elements, since a forward may treat small values specially, and the other changes all.
 _PASSES = ((False, 0.5), (True, 1.0))
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
+_PLAIN = (bool, int, float, str)
+_WITHOUT_STATE = (nn.SiLU, nn.Identity)
 
 Numbers = Callable[[Any], list[Tensor]]
+Call = Callable[[Any, Tensor], Sequence[Tensor]]  # a forward of a layer, called with the layer and x
 Kind = tuple[Any, ...]
 
 
@@ -41,17 +46,30 @@ def extreme_inputs(features: int, device: torch.device, with_nan: bool = True) -
     return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1).repeat(1, features)
 
 
-def ends(count: int) -> list[int]:
-    """Return the indices of the first and last of `count` inputs or outputs."""
-    return sorted({0, count - 1}) if count else []
+def spread(count: int, kept: int) -> list[int]:
+    """Return at most `kept` indices of `count` inputs or outputs: the first, the last, and some between."""
+    kept = min(count, kept)
+    return [round(index * (count - 1) / max(kept - 1, 1)) for index in range(kept)]
 
 
-def telling_features(grid: Tensor) -> list[int]:
-    """Return the indices of the first and last feature, and of the one with the closest, equal or unordered knots (I, T)."""
-    if len(grid) < 4:
-        return list(range(len(grid)))
-    steps = grid.detach().diff(dim=1)
-    return sorted({0, int((steps.amin(1) / steps.amax(1)).argmin()), len(grid) - 1})
+def compared_edges(grid: Tensor, weight_shape: torch.Size) -> tuple[list[int], list[int]]:
+    """Return the inputs and outputs of the edges that copies of a layer keep: all, or a few if the layer is large.
+
+    Among the few is the input with the closest, equal or unordered knots (I, T). A copy of a square layer is square, and one
+    of a wide or narrow layer is wide or narrow, because forwards exist that add x to y if the layer is square.
+
+    Args:
+        grid: knots (I, T).
+        weight_shape: (O, I, M).
+    """
+    O, I, _ = weight_shape
+    if weight_shape.numel() <= _SMALL:
+        return list(range(I)), list(range(O))
+    inputs = spread(I, 2)
+    if I > 2:
+        steps = grid.detach().diff(dim=1)
+        inputs = sorted({*inputs, int((steps.amin(1) / steps.amax(1)).argmin())})
+    return inputs, spread(O, max(1, len(inputs) + (O > I) - (O < I)))
 
 
 def changed(tensor: Tensor, share: float) -> Tensor:
@@ -123,22 +141,96 @@ def compare_forwards(twin_of: Callable[[float], nn.Module], theirs: Numbers, our
     return "" if found_numbers else "its forward returns no finite nonzero values to compare"
 
 
+def compare_whole(twin_of: Callable[[], nn.Module], theirs: Numbers, ours: Numbers, dtype: torch.dtype) -> str:
+    """Return why two forwards of a module with all its edges and its own parameters differ, or "" if they agree.
+
+    Args:
+        twin_of: returns a copy of the module that shares its parameters.
+        theirs, ours: call a copy with either forward and return its outputs.
+        dtype: the dtype of its parameters.
+    """
+    try:
+        with torch.no_grad():
+            found, expected = (forward(nn.Module.train(twin_of(), False)) for forward in (ours, theirs))
+    except Exception as error:  # an unknown forward may raise anything
+        return f"its forward cannot be compared: {one_line(error)}"
+    tolerance = min(1000 * torch.finfo(dtype).eps, 0.1)  # both forwards round, in another order
+    return next(filter(None, map(partial(_difference, tolerance=tolerance), expected, found)), "")
+
+
+def changeable_parts(module: nn.Module, twin_of: Callable[[float], nn.Module], theirs: Numbers, known: Collection[str]) -> str:
+    """Return on which attribute or submodule a forward depends that the fused forward does not read, or "".
+
+    The value of such a part may have no effect now, for example a temperature of 1 or dropout with a probability of 0, and
+    change later. Attributes without which the forward raises are sizes, and are allowed.
+
+    Args:
+        module: the module.
+        twin_of: returns a copy of the module, made by `twin`.
+        theirs: calls a copy with its own forward.
+        known: the attributes and submodules that the fused forward reads, or that no forward reads.
+    """
+    values = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    for held in (module._parameters, module._buffers, module._modules):
+        values.update({name: None for name, value in held.items() if value is None})
+    unknown = {n: value for n, value in values.items() if n not in known and (value is None or isinstance(value, _PLAIN))}
+    children = {name for name, child in module.named_children() if name not in known and type(child) not in _WITHOUT_STATE}
+    if not unknown and not children:
+        return ""
+    copied = nn.Module.train(twin_of(1.0), False)
+    called: set[str] = set()
+    for name in children:
+        for part in copied.get_submodule(name).modules():
+            part.register_forward_pre_hook(partial(_note_call, called, name))
+    expected = theirs(copied)
+    if called:
+        return f"its forward calls its submodule {min(called)}, whose changes the fused forward would ignore"
+    for name, value in unknown.items():
+        other = nn.Module.train(twin_of(1.0), False)
+        vars(other)[name] = _another(value)
+        try:
+            same = all(_difference(a, b) == "" for a, b in zip(expected, theirs(other), strict=True))
+        except Exception:  # a size that does not fit
+            same = value is not None
+        if not same:
+            return f"its forward depends on its attribute {name}, whose changes the fused forward would ignore"
+    return ""
+
+
+def _another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return value + "-"
+    return 0.5 if value is None else value + 1
+
+
+def _note_call(called: set[str], name: str, *_: Any) -> None:
+    called.add(name)
+
+
 def kind_of(layer: nn.Module, sizes: Collection[str]) -> Kind:
-    """Return a key of everything but `sizes` and tensor values. Of the layers with equal keys only one is compared."""
+    """Return a key of everything but the attributes `sizes`, shapes and tensor values."""
     own = {name: _mark(value) for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE and name not in sizes}
     children: dict[str, Any] = {name: _mark(child) for name, child in layer._modules.items()}
     for name, child in layer._modules.items():
         if child is not None and _holds_nothing(child):
             of_child = {k: _mark(value) for k, value in vars(child).items() if k not in _OF_EVERY_MODULE}
             children[name] = (type(child), tuple(sorted(of_child.items())))
-    held = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
+    held = {
+        name: tensor.dtype
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items())
+        if tensor is not None
+    }
     in_order = bool((cast(Any, layer).grid.detach().diff(dim=1) > 0).all())
-    return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held)), in_order
+    return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held.items())), in_order
 
 
 def _mark(value: Any) -> tuple[str, Any]:
-    """Return a hashable key that compares plain values by value and other objects by identity."""
-    return type(value).__name__, value if isinstance(value, (int, float, str)) else id(value)
+    """Return a hashable key that compares plain values and sequences of them by value, and other objects by identity."""
+    if type(value) in (list, tuple):
+        return type(value).__name__, tuple(map(_mark, value))
+    return type(value).__name__, value if isinstance(value, _PLAIN) else id(value)
 
 
 def _holds_nothing(module: nn.Module) -> bool:
@@ -156,7 +248,7 @@ def on_its_own(device: torch.device) -> Iterator[None]:
         yield
 
 
-def layer_values(call: Callable[[Any, Tensor], Sequence[Tensor]], grid: Tensor) -> Numbers:
+def layer_values(call: Call, grid: Tensor) -> Numbers:
     """Return a function of a layer with knots (I, T): in training mode its outputs and gradients, else outputs for NaN too."""
     points = probe_inputs(grid)
 
@@ -173,18 +265,26 @@ def layer_values(call: Callable[[Any, Tensor], Sequence[Tensor]], grid: Tensor) 
     return numbers
 
 
+def whole_values(call: Call, grid: Tensor) -> Numbers:
+    """Return a function of a layer with knots (I, T): its outputs for a few rows in the dtype of the knots."""
+    rows = torch.cat([probe_inputs(grid)[:3], extreme_inputs(len(grid), grid.device, with_nan=False)]).to(grid.dtype)
+    return lambda module: list(call(module, rows))
+
+
 def one_line(error: Exception) -> str:
     """Format an error's type and message in one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:200]}"
 
 
-def _difference(theirs: Tensor, ours: Tensor) -> str:
+def _difference(theirs: Tensor, ours: Tensor, tolerance: float = TOLERANCE) -> str:
     if theirs.shape != ours.shape:
         return f"its forward returns shape {tuple(theirs.shape)}, the fused forward {tuple(ours.shape)}"
+    if torch.allclose(theirs, ours, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return ""
     off = (theirs - ours).abs().masked_fill(theirs.isnan() | (theirs == ours), 0.0)
     size = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()
-    if bool((off <= TOLERANCE * (1 + size)).all()):
+    if bool((off <= tolerance * (1 + size)).all()):
         return ""
     return f"its forward computes a different function: errors up to {off.max().item():.3g} for values up to {size.item():.3g}"
 

@@ -15,21 +15,26 @@ from ...utils.checks import check_rows, check_tensor
 from ..class_swap import Fused, Verdict, forward_mismatch, fuse, fused_class, held_tensors, own_class, tensors_mismatch
 from ..equivalence import (
     POINTS,
+    Call,
     Kind,
+    changeable_parts,
     changed,
     compare_forwards,
-    ends,
+    compare_whole,
+    compared_edges,
     kind_of,
     layer_values,
     on_its_own,
-    telling_features,
     twin,
+    whole_values,
 )
 from .edge_record import DenseRecord, EdgeRecord, KernelRecord, SymbolicEdges
 
 KIND = "pykan's KANLayer"
 _RANKS = {"grid": 2, "coef": 3, "mask": 2, "scale_base": 2, "scale_sp": 2}
 PARAMETERS = set(_RANKS)
+# What the fused forward reads, and what pykan's own reads at construction and in grid updates alone.
+_KNOWN = {"in_dim", "out_dim", "num", "k", "base_fun", "grid_eps", "device"}
 
 
 class FusedKANLayer(Fused):
@@ -135,6 +140,8 @@ def kernel_record(module: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEd
     mask = layer.mask
     base_weight = None if activation is None else (mask * layer.scale_base).t()
     scaler = (mask * layer.scale_sp).t()
+    if activation is None:
+        scaler = with_zero_gradients(scaler, [layer.scale_base])
     return KernelRecord(x, symbolic, torch.is_grad_enabled(), weight, grid, base_weight, scaler, activation)
 
 
@@ -144,6 +151,16 @@ def base_activation(base_fun: Any) -> BaseActivation:
         return base_activation_of(base_fun)
     probe = torch.tensor([-2.5, -0.3, 0.0, 0.7, 3.1])
     return None if not bool(base_fun(probe).any()) else base_fun
+
+
+def with_zero_gradients(tensor: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the tensor with gradients of zero with respect to parameters on which it does not depend.
+
+    pykan multiplies such parameters by zero. Without this, their gradients would be None: `autograd.grad` would raise, and
+    optimizers and DistributedDataParallel would treat them differently.
+    """
+    trained = [parameter.reshape(-1)[:0] for parameter in parameters if parameter.requires_grad]
+    return tensor + torch.cat(trained).sum() if trained and torch.is_grad_enabled() else tensor
 
 
 def note_own_forward(layer: Any, reason: str) -> None:
@@ -176,11 +193,13 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
     if reason:
         return Verdict(reason)
     kind = kind_of(module, ("in_dim", "out_dim"))
-    if kind not in known:
-        reason = _compare_with_fused(module)
+    sized: Kind = kind, cast(Any, module).mask.shape
+    if sized not in known:
+        # If another layer of this kind was compared, compare only what depends on the sizes.
+        reason = _compare_whole(module) if kind in known else _compare_with_fused(module)
         if reason:
             return Verdict(reason)
-        known[kind] = FusedKANLayer
+        known[kind] = known[sized] = FusedKANLayer
     return Verdict(exchanges=((module, FusedKANLayer),))
 
 
@@ -214,19 +233,32 @@ def small_copy(layer: nn.Module, inputs: Sequence[int], outputs: Sequence[int], 
 
 
 def _compare_with_fused(layer: nn.Module) -> str:
-    held, cls = cast(Any, layer), type(layer)
-    fused = fused_class(FusedKANLayer, cls)
-
-    def called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
-        copied.__class__ = by
-        y, preacts, values, splines = cast(Any, by).forward(copied, x)
-        return [y, preacts, values, splines[:POINTS]]  # without the extreme inputs, where pykan's splines are 0 for NaN
-
+    held = cast(Any, layer)
+    I, O, M = held.coef.shape
+    inputs, outputs = compared_edges(held.grid, torch.Size((O, I, M)))
+    twin_of = partial(small_copy, layer, inputs, outputs)
     with on_its_own(held.grid.device):
-        inputs, outputs = telling_features(held.grid), ends(held.out_dim)
         grid = held.grid.detach()[inputs].double()
-        return compare_forwards(
-            lambda share: small_copy(layer, inputs, outputs, share),
-            layer_values(partial(called, cls), grid),
-            layer_values(partial(called, fused), grid),
-        )
+        theirs, ours = (layer_values(forward, grid) for forward in _forwards(layer))
+        reason = compare_forwards(twin_of, theirs, ours) or changeable_parts(layer, twin_of, theirs, _KNOWN)
+    return reason if reason or (len(inputs), len(outputs)) == (I, O) else _compare_whole(layer)
+
+
+def _compare_whole(layer: nn.Module) -> str:
+    held = cast(Any, layer)
+    tensors = {name: tensor.detach() for name, tensor in held_tensors(layer).items()}
+    with on_its_own(held.grid.device):
+        theirs, ours = (whole_values(forward, held.grid) for forward in _forwards(layer))
+        return compare_whole(lambda: twin(type(layer), layer, tensors, {}), theirs, ours, held.coef.dtype)
+
+
+def _forwards(layer: nn.Module) -> list[Call]:
+    """Return the layer's own forward and the fused one."""
+    return [partial(_returned, by) for by in (type(layer), fused_class(FusedKANLayer, type(layer)))]
+
+
+def _returned(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
+    """Call a forward; of the splines, return the values at the probe's points, since pykan's are 0 for NaN."""
+    copied.__class__ = by
+    y, preacts, values, splines = cast(Any, by).forward(copied, x)
+    return [y, preacts, values, splines[:POINTS]]

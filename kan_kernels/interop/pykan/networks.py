@@ -77,11 +77,13 @@ class FusedMultKAN(Fused):
         net = cast(Any, self)
         x = chosen = _chosen(x, net.input_id)
         acts = [x]
-        records, affine = [], []
+        records, affine, unused = [], [], []
         for l, layer in enumerate(net.act_fun):
             symbolic = None
             if net.symbolic_enabled:
                 symbolic = _symbolic_edges(net.symbolic_fun[l], x, singularity_avoiding, y_th)
+                if symbolic is None:
+                    unused.append(net.symbolic_fun[l].affine)
             record = pykan_layers.recorded(layer, x, net.save_act, symbolic)
             if net.save_act:
                 records.append(record)
@@ -96,6 +98,7 @@ class FusedMultKAN(Fused):
                 y = _multiplied(y, net.width[l + 1], net.mult_arity if net.mult_homo else net.mult_arity[l + 1])
                 x = torch.addcmul(net.node_bias[l], net.node_scale[l], y)
             acts.append(x.detach())
+        x = pykan_layers.with_zero_gradients(x, unused)
         self._keep(chosen, acts, records, affine)
         return x
 

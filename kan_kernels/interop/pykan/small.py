@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..equivalence import changed, ends, twin
+from ..equivalence import changed, spread, twin
 from . import layers as pykan_layers
 
 AFFINE = ("node_bias", "node_scale", "subnode_bias", "subnode_scale")
@@ -93,7 +93,7 @@ def _arities(net: Any, l: int) -> list[int]:
 
 def _kept(width: Sequence[int], arities: list[int]) -> _Nodes:
     sums, products = map(int, width)
-    some, few = ends(sums), ends(products)
+    some, few = spread(sums, 2), spread(products, 2)
     factors = [sums + sum(arities[:j]) + a for j in few for a in range(arities[j])]
     return _Nodes([*some, *(sums + j for j in few)], [*some, *factors], [len(some), len(few)], [arities[j] for j in few])
 
