@@ -1,12 +1,13 @@
 """Backend selection: the C++ extension and its instruction sets, `use_backend`, `info`, and the log of fallbacks."""
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -37,13 +38,25 @@ def log_fallback(what: str, reason: str) -> None:
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def _why_not_found() -> str:
+    """Return why the package has no C++ extension."""
+    here = Path(__file__).parent
+    for distribution in importlib.metadata.distributions(name="kan_kernels"):
+        installed = Path(str(distribution.locate_file("kan_kernels")))
+        if any(installed.glob("_C*.so")):
+            reason = f"Python imported the source tree {here}, not {installed}; start Python in another directory"
+            log_fallback("the CPU runs on the reference", reason)
+            return reason
+    return "not built: installed with KAN_KERNELS_NO_CPP=1"
+
+
 def _load_extension() -> tuple[ctypes.CDLL | None, str]:
     """Load the C++ extension, which defines `torch.ops.kan_kernels`. Return None and the reason if it is not available."""
     if INTERPRETED:
         return None, "not loaded, because TRITON_INTERPRET=1 runs CPU tensors in Triton's interpreter"
     found = sorted(Path(__file__).parent.glob("_C*.so"))
     if not found:
-        return None, "not built: installed with KAN_KERNELS_NO_CPP=1, or imported from the source tree"
+        return None, _why_not_found()
     try:
         torch.ops.load_library(str(found[0]))
         return ctypes.CDLL(str(found[0])), ""
@@ -61,15 +74,15 @@ def instruction_set() -> str | None:
     return None if extension is None else INSTRUCTION_SETS[extension.kan_kernels_select_instruction_set(-1)]
 
 
-def select_instruction_set(name: str) -> None:
+def select_instruction_set(name: str, source: str = "instruction set") -> None:
     """Select one of `INSTRUCTION_SETS` for the C++ kernels. The environment variable KAN_KERNELS_ISA sets the default.
 
     Raises ValueError if the name is unknown or if this processor or this build does not support the instruction set.
     """
-    check_choice("instruction set", name, INSTRUCTION_SETS)
+    check_choice(source, name, INSTRUCTION_SETS)
     level = INSTRUCTION_SETS.index(name)
     if extension is None or extension.kan_kernels_select_instruction_set(level) != level:
-        raise ValueError(f"instruction set: {name!r} is not available: {_why_unavailable(name)}")
+        raise ValueError(f"{source}: {name!r} is not available: {_why_unavailable(name)}")
 
 
 def available_instruction_sets() -> tuple[str, ...]:
@@ -113,13 +126,14 @@ def _checked_backend(name: object, source: str) -> str:
 
 
 _backend = _checked_backend(os.environ.get("KAN_KERNELS_BACKEND", "auto"), "KAN_KERNELS_BACKEND")
-if "KAN_KERNELS_ISA" in os.environ:
-    select_instruction_set(os.environ["KAN_KERNELS_ISA"])
+if "KAN_KERNELS_ISA" in os.environ and not INTERPRETED:
+    select_instruction_set(os.environ["KAN_KERNELS_ISA"], "KAN_KERNELS_ISA")
 
 
-@contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Context manager that selects a backend for the whole process. KAN_KERNELS_BACKEND in the environment sets the default.
+def use_backend(name: Backend) -> AbstractContextManager[None]:
+    """Return a context manager that selects a backend for the whole process, used as `with use_backend("reference"): ...`.
+
+    The call alone selects nothing. KAN_KERNELS_BACKEND in the environment sets the default.
 
     Args:
         name: "auto" (the fastest for each tensor's device), "cpp", "triton" or "reference" (plain torch, differentiated by
@@ -128,8 +142,13 @@ def use_backend(name: Backend) -> Iterator[None]:
     Raises:
         ValueError: the name is unknown or the backend is not available; the message gives the reason.
     """
+    return _with_backend(_checked_backend(name, "name"))
+
+
+@contextmanager
+def _with_backend(name: str) -> Iterator[None]:
     global _backend
-    before, _backend = _backend, _checked_backend(name, "backend")
+    before, _backend = _backend, name
     try:
         yield
     finally:
@@ -184,7 +203,7 @@ class Info:
         if self.instruction_set is not None:
             lines.append(f"{'C++ kernels':<16}{self.instruction_set} (of {', '.join(self.available_instruction_sets)})")
             lines += [f"{'  not ' + name:<16}{reason}" for name, reason in self.unavailable_instruction_sets.items()]
-        lines.append(f"{'fused b':<16}{', '.join(self.fused_activations)}, none; others run in plain torch")
+        lines.append(f"{'activations':<16}{', '.join(self.fused_activations)}, none: fused; others run in plain torch")
         for what, reason in self.fallbacks.items():
             lines.append(f"{'fell back':<16}{what}: {reason}")
         return "\n".join(lines)

@@ -67,6 +67,8 @@ def kan_linear(
     if refusal is not None:
         return refusal
     rows = rows_of(x)
+    if grid.requires_grad:
+        grid = grid.detach()
     fused = base_activation if isinstance(base_activation, str) else None
     fused_weight = base_weight if fused is not None else None
     y = kan_form(rows, spline_weight, spline_scaler, grid, fused_weight, fused or "silu", 0)
@@ -74,7 +76,7 @@ def kan_linear(
         if not torch.compiler.is_compiling():
             name = getattr(base_activation, "__name__", type(base_activation).__name__)
             log_fallback(f"base activation {name}", "not fused, runs in plain torch")
-        y = y + linear(base_activation(rows), base_weight)
+        y = y + linear(base_values(base_activation, rows), base_weight)
     return y.view(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
 
 
@@ -154,6 +156,18 @@ def kan_form(
     return spline_forward(x, None, spline_weight, spline_scaler, grid, base_weight, activation, derivative)
 
 
+def base_values(base_activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return a base activation that is not fused, at x (N, I)."""
+    values = base_activation(x)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"base_activation: expected a function that returns a tensor, got {type(values).__name__} from it")
+    if values.shape != x.shape:
+        raise ValueError(
+            f"base_activation: expected an elementwise function, got shape {shape_of(values)} from it for shape {shape_of(x)}"
+        )
+    return values
+
+
 def base_activation_of(module: nn.Module | None) -> BaseActivation:
     """Return the `base_activation` argument of `kan_linear` for a module: a fused function's name, the module or None."""
     kind = type(module)
@@ -190,7 +204,8 @@ def _check_edge_norms(x, spline_weight, grid, base_weight, spline_scaler, base_a
     check_choice("ord", ord, NORMS)
     least = 1 if ord == "l1" else 2
     if math.prod(x.shape[:-1]) < least:
-        raise ValueError(f"x: expected at least {least} rows for ord {ord!r}, got shape {shape_of(x)}")
+        rows = f"{least} row{'s' * (least > 1)}"
+        raise ValueError(f"x: expected at least {rows} for ord {ord!r}, got shape {shape_of(x)}")
 
 
 def edge_values(
@@ -204,6 +219,6 @@ def edge_values(
     """Return the (N, O, I) edge values on x (N, I), computed by the reference. The arguments are those of `edge_norms`."""
     if base_weight is not None and callable(base_activation):
         splines = reference.edge_values(x, spline_weight, spline_scaler, grid, None, "silu")
-        return splines + base_activation(x).unsqueeze(1) * base_weight
+        return splines + base_values(base_activation, x).unsqueeze(1) * base_weight
     activation = base_activation if isinstance(base_activation, str) else "silu"
     return reference.edge_values(x, spline_weight, spline_scaler, grid, base_weight, activation)

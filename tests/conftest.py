@@ -69,6 +69,12 @@ def poisoned_allocations():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same weights and inputs in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=backends.INSTRUCTION_SETS)
 def instruction_set(request):
     """Every instruction set of the C++ kernels in turn."""

@@ -122,7 +122,7 @@ def test_a_grid_update_keeps_the_function(scaled):
     assert all(a is b for a, b in zip(parameters, layer.parameters(), strict=True))
     with pytest.raises(ValueError, match="x: expected 3 features"):
         layer.update_grid(x[:, :2])
-    with pytest.raises(ValueError, match=r"margin: expected a finite number in \[0.0, inf\], got -1"):
+    with pytest.raises(ValueError, match=r"margin: expected a finite number >= 0.0, got -1"):
         layer.update_grid(x, margin=-1)
 
 

@@ -88,7 +88,7 @@ def test_forward_gradients_and_records(which):
 
 @pytest.mark.parametrize("which", NETWORKS)
 def test_the_same_parameters_have_gradients(which):
-    """Zeros where pykan multiplies by zero: weight decay changes these parameters, and DistributedDataParallel waits for them."""
+    """Zeros where pykan multiplies by zero: weight decay and DistributedDataParallel treat None differently."""
     theirs, ours = pair(which)
     for net in (ours, theirs):
         net(inputs(net)).square().mean().backward()

@@ -45,7 +45,7 @@ def test_environment_chooses():
     refused = run_python(shown, KAN_KERNELS_BACKEND="fastest")
     assert "ValueError: KAN_KERNELS_BACKEND: expected one of" in refused.stderr
     refused = run_python(shown, KAN_KERNELS_ISA="avx1024")
-    assert "ValueError: instruction set: expected one of" in refused.stderr
+    assert "ValueError: KAN_KERNELS_ISA: expected one of" in refused.stderr
 
 
 def test_info_as_a_module(monkeypatch):
@@ -100,7 +100,10 @@ def test_without_the_extension(tmp_path):
     """What KAN_KERNELS_NO_CPP=1 installs: a working library that says it runs on the reference."""
     shutil.copytree(PACKAGE, tmp_path / "kan_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = f"""
-import torch, kan_kernels as kk
+import importlib.metadata
+import torch
+importlib.metadata.distributions = lambda **of: []
+import kan_kernels as kk
 assert kk.__file__.startswith({str(tmp_path)!r}), kk.__file__
 net = kk.KAN([3, 5, 2], dtype=torch.float64)
 x = torch.rand(7, 3, dtype=torch.float64, requires_grad=True)
@@ -111,8 +114,19 @@ assert "KAN_KERNELS_NO_CPP" in kk.info().unavailable_instruction_sets["baseline"
     done = run_python(code, tmp_path)
     assert "not cpp" in done.stdout, done.stderr
     assert "KAN_KERNELS_NO_CPP" in done.stdout
-    refused = run_python("import kan_kernels as kk\nwith kk.use_backend('cpp'): pass", tmp_path)
-    assert "backend: 'cpp' is not available: not built" in refused.stderr
+    installed = tmp_path / "site-packages"
+    (installed / "kan_kernels").mkdir(parents=True)
+    (installed / "kan_kernels" / "_C.abi3.so").touch()
+    (installed / "kan_kernels-0.1.0.dist-info").mkdir()
+    (installed / "kan_kernels-0.1.0.dist-info" / "METADATA").write_text("Name: kan_kernels\nVersion: 0.1.0\n")
+    path = f"import sys; sys.path.insert(1, {str(installed)!r})"
+    code = f"{path}\nimport kan_kernels as kk; print(kk.info()); kk.use_backend('cpp')"
+    shadowing = run_python(code, tmp_path)
+    unused = f"not {installed / 'kan_kernels'}; start Python in another directory"
+    reason = f"Python imported the source tree {tmp_path / 'kan_kernels'}, {unused}"
+    assert f"the CPU runs on the reference: {reason}" in shadowing.stderr
+    assert f"name: 'cpp' is not available: {reason}" in shadowing.stderr
+    assert reason in shadowing.stdout
 
 
 def test_without_triton():

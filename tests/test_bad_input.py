@@ -1,5 +1,6 @@
 """Every argument x every way it can be wrong: the exception's type, and a message that names what was expected and came."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -37,6 +38,14 @@ TENSORS = [
     ("x", torch.zeros(4, I, dtype=torch.complex64), TypeError, "x: expected a floating-point dtype .* got complex64"),
     ("x", torch.zeros(4, I).to_sparse(), TypeError, "x: expected a dense tensor, got torch.sparse_coo"),
     ("x", ragged(), TypeError, "x: expected a dense tensor, got a nested tensor"),
+    ("grid", torch.zeros(I, G + 2 * K + 1).to_sparse(), TypeError, "grid: expected a dense tensor, got torch.sparse_coo"),
+    (
+        "spline_weight",
+        torch.zeros(O, I, G + K).to_mkldnn(),
+        TypeError,
+        "spline_weight: expected a dense tensor, got torch._mkldnn",
+    ),
+    ("base_weight", torch.zeros(O, I).to_sparse(), TypeError, "base_weight: expected a dense tensor, got torch.sparse_coo"),
     ("x", torch.tensor(0.0), ValueError, r"x: expected at least one dimension \(..., I\), got a scalar"),
     ("x", torch.zeros(4, I + 1), ValueError, r"x: expected 3 features .* got shape \(4, 4\)"),
     (
@@ -155,8 +164,8 @@ CONSTRUCTOR = [
     ("spline_order", -1, ValueError, "spline_order: expected at least 0, got -1"),
     ("spline_order", None, TypeError, "spline_order: expected an int, got NoneType"),
     ("scale_noise", "x", TypeError, "scale_noise: expected a number, got str"),
-    ("scale_base", float("nan"), ValueError, "scale_base: expected a finite number .* got nan"),
-    ("scale_spline", float("inf"), ValueError, "scale_spline: expected a finite number .* got inf"),
+    ("scale_base", float("nan"), ValueError, "scale_base: expected a finite number, got nan"),
+    ("scale_spline", float("inf"), ValueError, "scale_spline: expected a finite number, got inf"),
     ("grid_eps", 1.5, ValueError, r"grid_eps: expected a finite number in \[0.0, 1.0\], got 1.5"),
     ("grid_range", (1, -1), ValueError, r"grid_range: expected low < high, got \[1, -1\]"),
     ("grid_range", (0, 1, 2), ValueError, r"grid_range: expected two numbers, got \[0, 1, 2\]"),
@@ -230,18 +239,65 @@ def test_layer_input_dtype_under_autocast():
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("fast", ValueError, r"backend: expected one of .* got 'fast'"),
-        (None, ValueError, "backend: expected one of .* got None"),
-        ("triton", ValueError, "backend: 'triton' is not available: "),
+        ("fast", ValueError, r"name: expected one of .* got 'fast'"),
+        (None, ValueError, "name: expected one of .* got None"),
+        ("triton", ValueError, "name: 'triton' is not available: "),
     ],
 )
 def test_use_backend(name, error, message):
-    with pytest.raises(error, match=message), kk.use_backend(name):
-        raise AssertionError("entered")
+    with pytest.raises(error, match=message):
+        kk.use_backend(name)
 
 
 def test_a_plain_activation_must_be_elementwise():
-    """A callable of another shape fails in its own words, not in ours."""
-    with pytest.raises(RuntimeError, match=r"mat1 and mat2"):
+    message = r"base_activation: expected an elementwise function, got shape \(4, 1\) from it for shape \(4, 3\)"
+    with pytest.raises(ValueError, match=message):
         call(base_activation=lambda x: x[:, :1])
+    for activation, kind in ((lambda x: None, "NoneType"), (lambda x: nn.Sequential(), "Sequential")):
+        with pytest.raises(TypeError, match=f"base_activation: expected a function that returns a tensor, got {kind} from it"):
+            call(base_activation=activation)
+    with pytest.raises(TypeError, match=r"base_activation: expected a class that is constructed without arguments"):
+        kk.KANLinear(3, 2, base_activation=nn.Linear)
     assert call(base_activation=nn.Tanh(), base_weight=None).shape == (4, O)
+
+
+def test_sizes_and_numbers_may_be_numpys():
+    layer = kk.KANLinear(numpy.int64(3), 2, numpy.int32(4), scale_noise=numpy.float32(0.1))
+    assert type(layer.in_features) is type(layer.grid_size) is int
+    assert kk.KAN([numpy.int64(3), 2])(torch.zeros(4, 3)).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0],), TypeError, "x: expected a torch.Tensor, got list"),
+        ((None,), TypeError, "x: expected a torch.Tensor, got NoneType"),
+        ((torch.zeros(4, 3), [1.0, 1.0]), TypeError, "out_scores: expected a torch.Tensor, got list"),
+        ((torch.zeros(4, 3), torch.ones(5)), ValueError, r"out_scores: expected 2 scores .* got shape \(5,\)"),
+        ((torch.zeros(1, 3),), ValueError, "x: expected at least 2 rows"),
+    ],
+)
+def test_edge_scores(arguments, error, message):
+    with pytest.raises(error, match=message):
+        kk.KANLinear(3, 2).edge_scores(*arguments)
+
+
+def test_tensors_without_values():
+    layer, meta = kk.KANLinear(3, 2), kk.KANLinear(3, 2, device="meta")
+    with pytest.raises(ValueError, match="grid: expected a tensor with values, got one on the meta device"):
+        layer.set_grid(meta.grid)
+    with pytest.raises(ValueError, match="x: expected a tensor with values, got one on the meta device"):
+        meta.update_grid(torch.zeros(4, 3, device="meta"))
+
+
+def test_a_network_without_layers():
+    net = kk.KAN([3, 2])
+    net.layers = nn.ModuleList([nn.Linear(3, 2)])
+    for call_of in (net.attribute, net.prune, net.regularization_loss):
+        with pytest.raises(ValueError, match="layers: expected at least one KANLinear, got a network without any"):
+            call_of(torch.zeros(4, 3))
+
+
+def test_values_of_a_state_dict():
+    with pytest.raises(TypeError, match=r"source\['layers.0.base_weight'\]: expected a torch.Tensor, got int"):
+        kk.KAN.from_efficient_kan({"layers.0.base_weight": 1})

@@ -156,7 +156,10 @@ REFUSED_OF_PYKAN = {
     "scales": (lambda: _scaled(network()), "subnode_scale_1 is not 1 everywhere"),
     "inputs": (changed_inputs, r"input_id \[0, 2\] selects inputs, which `KAN` does not"),
     "a function": (lambda: network(base_fun=torch.tanh), "base_fun .* is a plain function"),
-    "another module": (lambda: nn.Linear(2, 2), "expected a MultKAN of pykan 0.2.8 or its state_dict, got Linear"),
+    "another module": (
+        lambda: nn.Linear(2, 2),
+        "expected a MultKAN of pykan 0.2.8 or its state_dict, got torch.nn.*Linear",
+    ),
     "no state": (lambda: [1, 2], "expected a MultKAN of pykan 0.2.8 or its state_dict, got list"),
     "other keys": (lambda: {"weight": torch.zeros(2)}, r"expected keys act_fun.0.\*, act_fun.1.\*, ..., got \['weight'\]"),
     "a missing key": (

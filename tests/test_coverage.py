@@ -65,7 +65,7 @@ def test_coverage_of_a_net():
         ([[0.0, 0.0]], TypeError, "x: expected a torch.Tensor, got list"),
         (torch.zeros(3, 2, dtype=torch.int64), TypeError, "x: expected a floating-point dtype"),
         (torch.zeros(3, 4), ValueError, r"x: expected 2 features in the last dimension, got shape \(3, 4\)"),
-        (torch.zeros(0, 2), ValueError, r"x: expected at least 1 rows, got shape \(0, 2\)"),
+        (torch.zeros(0, 2), ValueError, r"x: expected at least 1 row, got shape \(0, 2\)"),
         (torch.zeros(3, 2, device="meta"), ValueError, "x: expected cpu, the device of the layer's parameters"),
     ],
     ids=str,

@@ -153,12 +153,12 @@ T = torch.zeros(3, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda layer: layer.edge(4, 0), IndexError, "out: expected an index from -4 to 3, got 4"),
-        (lambda layer: layer.edge(0, 3), IndexError, "in_: expected an index from -3 to 2, got 3"),
-        (lambda layer: layer.edge(0, -4), IndexError, "in_: expected an index from -3 to 2, got -4"),
-        (lambda layer: layer.edge(1.0, 0), TypeError, "out: expected an int, got float"),
-        (lambda layer: layer.edge(0, "0"), TypeError, "in_: expected an int, got str"),
-        (lambda layer: layer.edge(True, 0), TypeError, "out: expected an int, got bool"),
+        (lambda layer: layer.edge(4, 0), IndexError, "out_feature: expected an index from -4 to 3, got 4"),
+        (lambda layer: layer.edge(0, 3), IndexError, "in_feature: expected an index from -3 to 2, got 3"),
+        (lambda layer: layer.edge(0, -4), IndexError, "in_feature: expected an index from -3 to 2, got -4"),
+        (lambda layer: layer.edge(1.0, 0), TypeError, "out_feature: expected an int, got float"),
+        (lambda layer: layer.edge(0, "0"), TypeError, "in_feature: expected an int, got str"),
+        (lambda layer: layer.edge(True, 0), TypeError, "out_feature: expected an int, got bool"),
         (lambda layer: layer.edge(0, 0)(0.5), TypeError, "t: expected a torch.Tensor, got float"),
         (
             lambda layer: layer.edge(0, 0)(T.float()),

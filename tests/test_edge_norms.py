@@ -115,7 +115,7 @@ def test_memory_is_free_of_edges_times_rows():
 
 BAD = [
     ({"ord": "l2"}, ValueError, r"ord: expected one of \('l1', 'std'\), got 'l2'"),
-    ({"x": torch.zeros(0, 3)}, ValueError, r"x: expected at least 1 rows for ord 'l1', got shape \(0, 3\)"),
+    ({"x": torch.zeros(0, 3)}, ValueError, r"x: expected at least 1 row for ord 'l1', got shape \(0, 3\)"),
     ({"x": torch.zeros(1, 3), "ord": "std"}, ValueError, r"x: expected at least 2 rows for ord 'std', got shape \(1, 3\)"),
     ({"x": torch.zeros(4, 2)}, ValueError, "x: expected 3 features"),
     ({"x": [1.0]}, TypeError, "x: expected a torch.Tensor, got list"),

@@ -188,7 +188,7 @@ def test_bad_data_leave_the_layer_as_it_was():
     for call, error, message in [
         (lambda: layer.update_grid(bad), ValueError, "x: expected finite inputs, got a NaN or an infinity"),
         (lambda: layer.update_grid(infinite), ValueError, "x: expected finite inputs"),
-        (lambda: layer.update_grid(x[:0]), ValueError, r"x: expected at least 1 rows, got shape \(0, 3\)"),
+        (lambda: layer.update_grid(x[:0]), ValueError, r"x: expected at least 1 row, got shape \(0, 3\)"),
         (lambda: layer.update_grid(x[:, :2]), ValueError, "x: expected 3 features in the last dimension"),
         (lambda: layer.update_grid([0.0]), TypeError, "x: expected a torch.Tensor, got list"),
         (lambda: layer.update_grid(x, margin=-1), ValueError, "margin: expected a finite number"),
@@ -200,9 +200,43 @@ def test_bad_data_leave_the_layer_as_it_was():
         (lambda: layer.set_grid(5), TypeError, "grid: expected a torch.Tensor, got int"),
         (lambda: layer.refine(0), ValueError, "grid_size: expected at least 1, got 0"),
         (lambda: layer.refine(5.0), TypeError, "grid_size: expected an int, got float"),
-        (lambda: layer.load_state_dict(before | {"grid": crossed}), ValueError, "grid: expected strictly increasing"),
+        (lambda: layer.load_state_dict(before | {"grid": crossed}), RuntimeError, "grid: expected strictly increasing"),
         (lambda: kk.KAN([3, 2]).half().refine(10**4), ValueError, "grid: expected strictly increasing knots"),
     ]:
         with pytest.raises(error, match=message):
             call()
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_updating_the_grids_of_a_network_is_all_or_nothing():
+    net = kk.KAN([3, 4, 2])
+    with torch.no_grad():
+        net.layers[0].base_weight[1, 0] = float("inf")  # so that the inputs of the second layer are not finite
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for update in (net.update_grid, lambda x: net(x, update_grid=True)):
+        with pytest.raises(ValueError, match="x: expected finite inputs"):
+            update(torch.rand(50, 3))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_updating_the_grids_of_a_network_is_updating_every_layer():
+    ours, layers = kk.KAN([3, 4, 2]), kk.KAN([3, 4, 2])
+    layers.load_state_dict(ours.state_dict())
+    x = torch.rand(50, 3)
+    ours.update_grid(x, 0.1, "pykan")
+    with torch.no_grad():
+        inputs = x
+        for layer in layers.layers:
+            layer.update_grid(inputs, 0.1, "pykan")
+            inputs = layer(inputs)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), layers.state_dict().values(), strict=True))
+
+
+def test_a_bad_grid_in_a_checkpoint_names_its_layer_and_leaves_it_alone():
+    net = kk.KAN([3, 4, 2])
+    before = {name: tensor.clone() for name, tensor in net.layers[1].state_dict().items()}
+    state = kk.KAN([3, 4, 2]).state_dict()
+    state["layers.1.grid"] = torch.zeros_like(state["layers.1.grid"])
+    with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict for KAN:\n\tlayers.1.grid: expected strictly"):
+        net.load_state_dict(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.layers[1].state_dict().items())

@@ -169,3 +169,11 @@ def test_a_compiled_layer_in_pykans_layout():
     for name, truth in zip(WEIGHTS, expected, strict=True):
         assert own[name].grad.is_contiguous(), name
         torch.testing.assert_close(own[name].grad, truth)
+
+
+def test_a_grid_that_requires_a_gradient_is_constant_with_every_backend():
+    grid = kk.KANLinear(3, 2).grid.requires_grad_()
+    x, spline_weight = torch.rand(5, 3), torch.rand(2, 3, 8)
+    for backend in ("cpp", "reference"):
+        with kk.use_backend(backend):
+            assert not kk.kan_linear(x, spline_weight, grid).requires_grad

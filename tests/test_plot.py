@@ -216,7 +216,7 @@ def test_bad_input():
         (lambda: kk.plot(net, x[:1]), ValueError, "x: expected at least 2 rows"),
         (lambda: kk.plot(net, x * float("inf")), ValueError, "x: expected finite inputs"),
         (lambda: kk.plot(net, x.double()), TypeError, "float64"),
-        (lambda: kk.plot(net, x, beta=-1.0), ValueError, "beta: expected a finite number in"),
+        (lambda: kk.plot(net, x, beta=-1.0), ValueError, "beta: expected a finite number >= 0.0"),
         (lambda: kk.plot(net, x, beta="3"), TypeError, "beta: expected a number, got str"),
         (lambda: kk.plot(net, x, least=1.5), ValueError, r"least: expected a finite number in \[0.0, 1.0\], got 1.5"),
         (lambda: kk.plot(net, x, size="7"), TypeError, "size: expected a number, got str"),

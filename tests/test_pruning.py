@@ -106,7 +106,7 @@ def test_bad_input():
         (lambda: net.attribute(x[:1]), ValueError, r"x: expected at least 2 rows, got shape \(1, 4\)"),
         (lambda: net.prune(x[:, :3]), ValueError, "x: expected 4 features in the last dimension"),
         (lambda: net.prune(x * float("nan")), ValueError, "x: expected finite inputs"),
-        (lambda: net.prune(x, node_th=-1.0), ValueError, "node_th: expected a finite number in"),
+        (lambda: net.prune(x, node_th=-1.0), ValueError, "node_th: expected a finite number >= 0.0"),
         (lambda: net.prune(x, edge_th="0"), TypeError, "edge_th: expected a number, got str"),
         (lambda: net.prune(x, node_th=1e9), ValueError, "node_th: expected a value that keeps nodes in hidden layer 1"),
     ]:

@@ -14,7 +14,7 @@ from ..grid.knots import data_knots
 from ..grid.refit import transfer_matrix, transferred
 from ..nn.linear import KANLinear
 from ..reference import infer_spline_order
-from ..utils.checks import check_number, check_rows
+from ..utils.checks import check_floating, check_grid, check_number, check_rows, class_name
 from .class_swap import Fused, Verdict, definer, forward_mismatch, fused_class, held_tensors, tensors_mismatch
 from .equivalence import (
     Call,
@@ -232,7 +232,7 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Mod
     """Convert efficient-kan's `KAN`, or its `state_dict`, to `KANLinear` layers; see `KAN.from_efficient_kan`."""
     state = source.state_dict() if isinstance(source, nn.Module) else source
     if not isinstance(state, Mapping):
-        raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {type(source).__name__}")
+        raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {class_name(source)}")
     numbers = layer_numbers(state, _PREFIX)
     strange = [key for key in state if not key.startswith(_PREFIX)]
     if strange:
@@ -250,6 +250,7 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
     for name, rank in (("base_weight", 2), ("spline_weight", 3), ("grid", 2)):
         if name not in state:
             raise ValueError(f"source: expected a key {prefix}{name}, got {sorted(state)}")
+        check_floating(f"source[{prefix + name!r}]", state[name])
         if state[name].dim() != rank:
             raise ValueError(f"source: expected {rank} dimensions of {prefix}{name}, got shape {tuple(state[name].shape)}")
     weight, grid = state["spline_weight"], state["grid"]
@@ -279,6 +280,7 @@ def layer_of(state: Mapping[str, Tensor], activation: nn.Module | None, grid_eps
     """Create a `KANLinear` with a copy of a state in efficient-kan's names, whose sizes must be consistent."""
     weight, grid = state["spline_weight"], state["grid"]
     K = infer_spline_order(weight.shape[2], grid.shape[1])
+    check_grid(grid, weight.shape[1], K)
     layer = KANLinear(
         weight.shape[1],
         weight.shape[0],

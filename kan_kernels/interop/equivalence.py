@@ -217,11 +217,7 @@ def kind_of(layer: nn.Module, sizes: Collection[str]) -> Kind:
         if child is not None and _holds_nothing(child):
             of_child = {k: _mark(value) for k, value in vars(child).items() if k not in _OF_EVERY_MODULE}
             children[name] = (type(child), tuple(sorted(of_child.items())))
-    held = {
-        name: tensor.dtype
-        for name, tensor in (*layer._parameters.items(), *layer._buffers.items())
-        if tensor is not None
-    }
+    held = {name: tensor.dtype for name, tensor in (*layer._parameters.items(), *layer._buffers.items()) if tensor is not None}
     in_order = bool((cast(Any, layer).grid.detach().diff(dim=1) > 0).all())
     return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held.items())), in_order
 

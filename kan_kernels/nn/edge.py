@@ -40,12 +40,12 @@ class Edge:
     out_feature: int
     in_feature: int
 
-    def __init__(self, layer: "KANLinear", out: int, in_: int) -> None:
+    def __init__(self, layer: "KANLinear", out_feature: int, in_feature: int) -> None:
         """See `KANLinear.edge`."""
         check_whole("edge", layer)
         self._layer = layer
-        self.out_feature = _index("out", out, layer.out_features)
-        self.in_feature = _index("in_", in_, layer.in_features)
+        self.out_feature = _index("out_feature", out_feature, layer.out_features)
+        self.in_feature = _index("in_feature", in_feature, layer.in_features)
 
     def __call__(self, t: Tensor) -> Tensor:
         """Return phi(t) with the shape of t. t may have any shape; it needs the layer's dtype and device.

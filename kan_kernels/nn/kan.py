@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from ..grid.knots import Quantiles
 from ..utils.checks import check_choice, check_number, check_parameters, check_rows, check_size
 from ..utils.dtensor import check_not_fully_sharded, check_whole
 from . import pruning
@@ -73,8 +74,6 @@ class KAN(nn.Module):
         for position, size in enumerate(layers_hidden):
             check_size(f"layers_hidden[{position}]", size, 1)
         ranges = _ranges_of_layers(grid_range, len(layers_hidden) - 1)
-        self.grid_size = grid_size
-        self.spline_order = spline_order
         layers = nn.ModuleList(
             KANLinear(
                 in_features,
@@ -94,6 +93,7 @@ class KAN(nn.Module):
             for (in_features, out_features), range_of_layer in zip(pairwise(layers_hidden), ranges, strict=True)
         )
         self.layers = cast("KANLayers", layers)
+        self.grid_size, self.spline_order = self.layers[0].grid_size, self.layers[0].spline_order
 
     if TYPE_CHECKING:
         layers: KANLayers
@@ -103,15 +103,35 @@ class KAN(nn.Module):
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         """Apply the network: x (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
 
-        If update_grid is True, every layer first calls `KANLinear.update_grid` on its input.
+        If update_grid is True, it first calls `update_grid` on x.
         """
         if update_grid:
-            check_not_fully_sharded("update_grid", self)
+            self.update_grid(x)
         for layer in self.layers:
-            if update_grid and isinstance(layer, KANLinear):
-                layer.update_grid(x)
             x = layer(x)
         return x
+
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, margin: float | None = None, quantiles: Quantiles = "efficient-kan") -> None:
+        """Adapt the knots of every layer to its inputs when the network is applied to x (..., layers_hidden[0]).
+
+        The inputs of a layer are those after the updates of the layers before it. See `KANLinear.update_grid`.
+
+        Raises:
+            TypeError, ValueError: an argument is invalid, or a layer's inputs are not finite. The network is unchanged.
+        """
+        check_not_fully_sharded("update_grid", self)
+        before: list[tuple[Tensor, Tensor]] = []
+        try:
+            for layer in self.layers:
+                if isinstance(layer, KANLinear):
+                    before += [(tensor, tensor.detach().clone()) for tensor in (layer.grid, layer.spline_weight)]
+                    layer.update_grid(x, margin, quantiles)
+                x = layer(x)
+        except Exception:
+            for tensor, value in before:
+                tensor.copy_(value)
+            raise
 
     @torch.no_grad()
     def coverage(self, x: Tensor) -> list[Tensor]:
@@ -284,8 +304,11 @@ class KAN(nn.Module):
         return net
 
     def _kan_layers(self) -> list[KANLinear]:
-        """Return the layers that are `KANLinear`, in order."""
-        return [layer for layer in self.layers if isinstance(layer, KANLinear)]
+        """Return the layers that are `KANLinear`, in order. Raises ValueError if there are none."""
+        found = [layer for layer in self.layers if isinstance(layer, KANLinear)]
+        if not found:
+            raise ValueError("layers: expected at least one KANLinear, got a network without any")
+        return found
 
 
 def _ranges_of_layers(grid_range: Any, layers: int) -> list[tuple[float, float]]:

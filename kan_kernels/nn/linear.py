@@ -17,6 +17,7 @@ from ..utils.checks import (
     check_choice,
     check_floating,
     check_grid,
+    check_has_values,
     check_number,
     check_parameters,
     check_rows,
@@ -109,6 +110,8 @@ class KANLinear(nn.Module):
         if dtype not in DTYPES:
             raise TypeError(f"dtype: expected one of {DTYPES}, got {dtype}")
 
+        in_features, out_features = int(in_features), int(out_features)
+        grid_size, spline_order = int(grid_size), int(spline_order)
         self.in_features = in_features
         self.out_features = out_features
         self.grid_size = grid_size
@@ -177,8 +180,8 @@ class KANLinear(nn.Module):
         """Return the `base_activation` argument of `kan_linear`."""
         return base_activation_of(self.base_activation)
 
-    def edge(self, out: int, in_: int) -> Edge:
-        """Return the function of the edge from input `in_` to output `out` as an `Edge`.
+    def edge(self, out_feature: int, in_feature: int) -> Edge:
+        """Return the function of the edge from input `in_feature` to output `out_feature` as an `Edge`.
 
         `layer.edge(o, i)(t)` evaluates it at t, a tensor of any shape; see `kan_kernels.Edge`. Negative indices count from the
         end.
@@ -188,7 +191,7 @@ class KANLinear(nn.Module):
             IndexError: an index is out of range.
             ValueError: the layer is sharded.
         """
-        return Edge(self, out, in_)
+        return Edge(self, out_feature, in_feature)
 
     def b_splines(self, x: Tensor) -> Tensor:
         """Evaluate the bases of every feature: x (N, I) -> (N, I, G+K). Differentiable; same as efficient-kan's method.
@@ -307,6 +310,8 @@ class KANLinear(nn.Module):
         """
         self._check_keeps_changes("set_grid")
         check_grid(grid, self.in_features, self.spline_order)
+        if not self.grid.is_meta:
+            check_has_values("grid", grid)
         if grid.shape != self.grid.shape:
             raise ValueError(
                 f"grid: expected shape {tuple(self.grid.shape)}, got {tuple(grid.shape)}; `refine` changes the grid size"
@@ -342,6 +347,7 @@ class KANLinear(nn.Module):
         """In-place version of `refine`. It replaces `spline_weight` and `grid` by new tensors."""
         self._check_keeps_changes("refine_")
         check_size("grid_size", grid_size, 1)
+        grid_size = int(grid_size)
         old, bases = local(self.grid), grid_size + self.spline_order
         finer = refined_knots(old.double(), self.spline_order, grid_size).to(old.dtype)
         check_grid(finer, len(old), self.spline_order)
@@ -376,7 +382,17 @@ class KANLinear(nn.Module):
         """Return every edge's contribution (..., O, I) on x to the output scores (..., O), which default to ones.
 
         The score of an edge is std(edge) / (std(output) + 1e-4) times the score of its output, as in pykan's `attribute`.
+
+        Raises:
+            TypeError, ValueError: x (..., I) has fewer than two rows, or an argument has another dtype or shape.
         """
+        check_floating("x", x)
+        if out_scores is not None:
+            check_floating("out_scores", out_scores)
+            if out_scores.dim() < 1 or out_scores.shape[-1] != self.out_features:
+                raise ValueError(
+                    f"out_scores: expected {self.out_features} scores in the last dimension, got shape {shape_of(out_scores)}"
+                )
         rows = rows_of(x)
         share = self.edge_norms(rows, "std") / (self.sharding.whole_output(self(rows)).std(0) + 1e-4).unsqueeze(-1)
         return share if out_scores is None else out_scores.unsqueeze(-1) * share
@@ -447,7 +463,11 @@ class KANLinear(nn.Module):
             self.edge_mask = torch.ones_like(self.spline_weight.detach()[..., 0])  # sharded like spline_weight
         if isinstance(grid, Tensor) and grid.shape == self.grid.shape:  # torch reports anything else
             grid = local(grid).to(self.grid.dtype)
-            check_grid(grid, len(grid), self.spline_order)
+            try:
+                check_grid(grid, len(grid), self.spline_order)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}{error}")  # torch raises them all, as it does for wrong shapes
+                return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -473,7 +493,12 @@ def _without_a_part(shape: Sequence[int], x: Tensor, *parameters: Tensor | None)
 def activation_module(activation: type[nn.Module] | nn.Module | None) -> nn.Module | None:
     """Return a module given a module, a module class or None. Raises TypeError for anything else."""
     if isinstance(activation, type) and issubclass(activation, nn.Module):
-        activation = activation()
+        try:
+            return activation()
+        except TypeError as error:
+            raise TypeError(
+                f"base_activation: expected a class that is constructed without arguments, or a module; {error}"
+            ) from error
     if activation is not None and not isinstance(activation, nn.Module):
         raise TypeError(f"base_activation: expected an nn.Module, its class or None, got {activation!r}")
     return activation

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from .linear import KANLinear
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttributionScores:
-    """Scores like pykan's `node_scores` and `edge_scores`: nodes[l] (width of row l), inputs first; edges[l] (O, I)."""
+    """Scores like pykan's `node_scores` and `edge_scores`: nodes[l] (width of row l), inputs first; edges[l] (O, I).
+
+    They are differentiable. Call `attribute` under `torch.no_grad()` to use them as plain numbers.
+    """
 
     nodes: list[Tensor]
     edges: list[Tensor]

@@ -1,7 +1,8 @@
 """Argument checks. They raise a TypeError or ValueError that names the argument, the expected value and the actual one."""
 
 import math
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,6 @@ def check_kan_linear(
     check_floating("x", x)
     check_floating("spline_weight", spline_weight)
     check_floating("grid", grid)
-    if x.layout is not torch.strided or x.is_nested:
-        raise TypeError(f"x: expected a dense tensor, got {'a nested tensor' if x.is_nested else x.layout}")
     if x.dim() < 1:
         raise ValueError(f"x: expected at least one dimension {_SIZE_NAMES['x']}, got a scalar")
     _check_rank("spline_weight", spline_weight, 3)
@@ -90,6 +89,11 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def class_name(value: Any) -> str:
+    """Return the module and name of the class of value, for messages that compare classes with equal names."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
 def check_tensor(name: str, value: Any) -> None:
     """Check that value is a tensor."""
     if not isinstance(value, Tensor):
@@ -97,10 +101,18 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_floating(name: str, value: Any) -> None:
-    """Check that value is a tensor with one of `DTYPES`."""
+    """Check that value is a dense tensor with one of `DTYPES`."""
     check_tensor(name, value)
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested tensor' if value.is_nested else value.layout}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype of 16, 32 or 64 bits, got {dtype_name(value)}")
+
+
+def check_has_values(name: str, value: Tensor) -> None:
+    """Check that a tensor is not on the meta device."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
 
 
 def check_grid(grid: Any, features: int, spline_order: int) -> None:
@@ -113,7 +125,7 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
         raise ValueError(
             f"grid: expected at least 2K+2 = {2 * spline_order + 2} knots for degree {spline_order}, got {grid.shape[1]}"
         )
-    if grid.device.type == "meta" or isinstance(grid, FakeTensor):
+    if grid.is_meta or isinstance(grid, FakeTensor):
         return
     if not bool(grid.isfinite().all()):
         raise ValueError("grid: expected finite knots, got a NaN or an infinity")
@@ -127,11 +139,13 @@ def check_grid(grid: Any, features: int, spline_order: int) -> None:
 def check_rows(x: Any, features: int, smallest: int, finite: bool = True) -> Tensor:
     """Check x (..., features), which has at least `smallest` rows and, if `finite`, finite values; return (N, features)."""
     check_floating("x", x)
+    if finite:
+        check_has_values("x", x)
     if x.dim() < 1 or x.shape[-1] != features:
         raise ValueError(f"x: expected {features} features in the last dimension, got shape {shape_of(x)}")
     rows = rows_of(x)
     if rows.shape[0] < smallest:
-        raise ValueError(f"x: expected at least {smallest} rows, got shape {shape_of(x)}")
+        raise ValueError(f"x: expected at least {smallest} row{'s' * (smallest > 1)}, got shape {shape_of(x)}")
     if finite and not bool(rows.isfinite().all()):
         raise ValueError("x: expected finite inputs, got a NaN or an infinity")
     return rows
@@ -148,8 +162,8 @@ def check_parameters(method: str, module: nn.Module, *names: str) -> None:
 
 
 def check_size(name: str, value: Any, smallest: int) -> None:
-    """Check that value is an int >= `smallest`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Check that value is an int, Python's or NumPy's, >= `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < smallest:
         raise ValueError(f"{name}: expected at least {smallest}, got {value}")
@@ -162,11 +176,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_number(name: str, value: Any, low: float = -float("inf"), high: float = float("inf")) -> None:
-    """Check that value is a finite real number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Check that value is a finite real number, Python's or NumPy's, in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (low <= value <= high and abs(value) < float("inf")):
-        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value}")
+    number = cast(float, value)
+    if not (low <= number <= high and abs(number) < float("inf")):
+        bounds = f" in [{low}, {high}]" if math.isfinite(high) else f" >= {low}" if math.isfinite(low) else ""
+        raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")
 
 
 def _check_rank(name: str, value: Tensor, rank: int) -> None:

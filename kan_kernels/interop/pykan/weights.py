@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...functional import base_activation_of
 from ...nn.linear import KANLinear
 from ...reference import infer_spline_order
+from ...utils.checks import class_name
 from ..efficient_kan import layer_numbers, layer_of, take_frozen
 from .layers import PARAMETERS, base_activation
 from .networks import looks_like_network
@@ -57,7 +58,7 @@ class _Weights:
 def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] | None]:
     if isinstance(source, nn.Module):
         if not looks_like_network(source):
-            raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
+            raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {class_name(source)}")
         chosen = getattr(source, "input_id", None)
         if chosen is not None and chosen.tolist() != list(range(len(chosen))):
             raise ValueError(
@@ -70,7 +71,7 @@ def _state_and_layers(source: Any) -> tuple[Mapping[str, Tensor], Sequence[Any] 
                 )
         return source.state_dict(), list(cast(Any, source).act_fun)
     if not isinstance(source, Mapping):
-        raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {type(source).__name__}")
+        raise TypeError(f"source: expected a MultKAN of pykan 0.2.8 or its state_dict, got {class_name(source)}")
     return source, None
 
 
