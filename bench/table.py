@@ -309,7 +309,7 @@ class Claims(Block):
                 f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers {gains[len(gains) // 2]:.1f} times as"
                 f" fast (median of {len(gains)} comparisons, the least {gains[0]:.2f}; {processor(replaced[-1])}) and pykan's"
                 f" fits and grid updates {ratios[0]:.1f} to {ratios[-1]:.1f} times ({processor(pykan[-1])}), with the same"
-                " numbers.",
+                " outputs and gradients up to rounding.",
             ]
         )
 
