@@ -106,6 +106,25 @@ struct BaseActivation {
     }
   }
 
+  // Calls loop(f) with a function f(x) that computes derivative `order`. SiLU itself has a loop of its own, without the branches on
+  // kind and order: 2 cycles per input instead of 3 (AVX2, Zen 3).
+  template <class Loop>
+  [[gnu::always_inline]] void with_value(Loop loop) const {
+    if (kind == Activation::silu && order == 0) return loop([](V<C> x) __attribute__((always_inline)) { return x * Sigmoid<C>(x).s; });
+    loop([this](V<C> x) __attribute__((always_inline)) { return (*this)(x); });
+  }
+  // The same for f(x, value, slope), which computes derivatives `order` and order + 1.
+  template <class Loop>
+  [[gnu::always_inline]] void with_value_and_slope(const BaseActivation& next, Loop loop) const {
+    if (kind == Activation::silu && order == 0)
+      return loop([](V<C> x, V<C>& value, V<C>& slope) __attribute__((always_inline)) {
+        const Sigmoid<C> sigmoid(x);
+        value = x * sigmoid.s;
+        slope = x * (sigmoid.s * sigmoid.q) + sigmoid.s;
+      });
+    loop([this, &next](V<C> x, V<C>& value, V<C>& slope) __attribute__((always_inline)) { (*this)(x, next, value, slope); });
+  }
+
  private:
   V<C> of_identity(V<C> x) const { return order == 0 ? x : broadcast<C>(order == 1 ? C(1) : C(0)); }
   [[gnu::always_inline]] V<C> of_silu(const Sigmoid<C>& sigmoid) const {

@@ -114,7 +114,7 @@ inline bool evaluate_from_records(const typename KnotTables<C>::Feature knots, c
 // Evaluates inputs begin .. end-1, which all lie in interval j and share its coefficients. Reads and writes up to a vector past the
 // end.
 template <class C, int K, int POLYNOMIAL_DEGREE, bool SLOPES>
-inline void evaluate_run(const typename KnotTables<C>::Feature& knots, int j, const Evaluation<C>& e, int begin, int end) {
+inline void evaluate_run(const typename KnotTables<C>::Feature& knots, int j, const Evaluation<C> e, int begin, int end) {
   constexpr int width = ceil_pow2(K + 1);
   const int degree = POLYNOMIAL_DEGREE >= 0 ? POLYNOMIAL_DEGREE : knots.degree;
   const C* record = knots.records + int64_t(j) * (degree + 1) * width;

@@ -125,20 +125,29 @@ struct EvaluationScratch {
   }
 
   void evaluate_base(const Evaluation<C> e) const {
-    const bool has_base = layer.has_base();
-    const BaseActivation<C>&activation = layer.activation, &next_activation = layer.next_activation;
-    for (int b = 0; b < e.count; b += Simd<C>::lanes) {
-      V<C> value = {}, slope = {};
-      if (has_base && e.slopes != nullptr)
-        activation(load(e.x + b), next_activation, value, slope);
-      else if (has_base)
-        value = activation(load(e.x + b));
-      if (e.w != nullptr && has_base) {
-        value *= load(e.w + b);
-        slope *= load(e.w + b);
-      }
-      store<C>(e.values + live * kValueStride + b, value);
-      if (e.slopes != nullptr) store<C>(e.slopes + live * kValueStride + b, slope);
+    constexpr int lanes = Simd<C>::lanes;
+    C *const values = e.values + live * kValueStride, *const slopes = e.slopes == nullptr ? nullptr : e.slopes + live * kValueStride;
+    if (!layer.has_base()) {
+      __builtin_memset(values, 0, size_t(e.count) * sizeof(C));
+      if (slopes != nullptr) __builtin_memset(slopes, 0, size_t(e.count) * sizeof(C));
+      return;
+    }
+    if (slopes == nullptr)
+      layer.activation.with_value([=](auto value_at) __attribute__((always_inline)) {
+        for (int b = 0; b < e.count; b += lanes) store<C>(values + b, value_at(load(e.x + b)));
+      });
+    else
+      layer.activation.with_value_and_slope(layer.next_activation, [=](auto evaluate_at) __attribute__((always_inline)) {
+        for (int b = 0; b < e.count; b += lanes) {
+          V<C> value, slope;
+          evaluate_at(load(e.x + b), value, slope);
+          store<C>(values + b, value);
+          store<C>(slopes + b, slope);
+        }
+      });
+    for (int b = 0; e.w != nullptr && b < e.count; b += lanes) {
+      store<C>(values + b, load(values + b) * load(e.w + b));
+      if (slopes != nullptr) store<C>(slopes + b, load(slopes + b) * load(e.w + b));
     }
   }
 

@@ -154,7 +154,13 @@ inline V<C> lookup(const C* table, Index<C> index) {
   else
     return (V<C>)_mm512_i64gather_pd((__m512i)index, table, 8);
 #elif KAN_VECTOR_BYTES == 32
-  if constexpr (sizeof(C) == 4)
+  if constexpr (ROW_VECTORS == 1 && sizeof(C) == 4) {
+    return (V<C>)_mm256_permutevar8x32_ps((__m256)load(table), (__m256i)index);
+  } else if constexpr (ROW_VECTORS == 2 && sizeof(C) == 4) {
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)index);
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)index);
+    return (V<C>)_mm256_blendv_ps(low, high, (__m256)_mm256_slli_epi32((__m256i)index, 28));  // bit 3 selects the vector
+  } else if constexpr (sizeof(C) == 4)
     return (V<C>)_mm256_i32gather_ps(table, (__m256i)index, 4);
   else
     return (V<C>)_mm256_i64gather_pd(table, (__m256i)index, 8);
