@@ -4,10 +4,12 @@ A baseline computes the forward and one training step of a case. A training step
 gradients of x and of all parameters, without an optimizer.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import real_peers
 import torch
 from cases import Case, Tensors
 from torch import Tensor
@@ -27,6 +29,7 @@ class Baseline(Protocol):
     """An implementation to time."""
 
     name: str
+    version: str  # of another library; "" for torch's and for ours
 
     def forward(self) -> Tensor: ...
 
@@ -41,6 +44,7 @@ class Layer:
     compute: Callable[[], Tensor]
     leaves: Sequence[Tensor]  # x and the parameters
     g: Tensor  # (N, O)
+    version: str = ""
 
     def forward(self) -> Tensor:
         with torch.no_grad():
@@ -56,6 +60,7 @@ class Products:
 
     name: str
     products: Sequence[Callable[[], Tensor]]  # y, the gradient of x, the gradient of the weight
+    version: str = ""
 
     def forward(self) -> Tensor:
         return self.products[0]()
@@ -75,7 +80,7 @@ def kan_kernels(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def plain(name: str, case: Case, t: Tensors) -> Layer:
-    """Dense bases times a matrix under plain autograd, which is efficient-kan's formulation."""
+    """Dense bases times a matrix under plain autograd: the library's reference, of efficient-kan's formulation."""
     return _kan_layer(name, reference.kan_linear, t)
 
 
@@ -106,7 +111,46 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     for key, value in (constants | trained).items():
         setattr(layer, key, torch.nn.Parameter(value, requires_grad=key in trained))
     x = t.x.detach().requires_grad_()
-    return Layer(name, lambda: layer(x)[0], [x, *(getattr(layer, key) for key in trained)], t.g)
+    leaves = [x, *(getattr(layer, key) for key in trained)]
+    return Layer(name, lambda: layer(x)[0], leaves, t.g, importlib.metadata.version("pykan"))
+
+
+def _of_module(name: str, module: torch.nn.Module, t: Tensors, version: str) -> Layer:
+    x = t.x.detach().requires_grad_()
+    return Layer(name, lambda: module(x), [x, *(p for p in module.parameters() if p.requires_grad)], t.g, version)
+
+
+def efficient_kan(name: str, case: Case, t: Tensors) -> Layer:
+    """The real efficient-kan's KANLinear with the knots and coefficients of the case."""
+    module, version = _imported(real_peers.efficient_kan)
+    layer = module.KANLinear(case.I, case.O, grid_size=case.G, spline_order=case.K)
+    state = {"grid": t.grid, "base_weight": t.base_weight, "spline_weight": t.spline_weight}
+    layer.load_state_dict(state | {"spline_scaler": torch.ones(case.O, case.I)})
+    return _of_module(name, layer, t, version)
+
+
+def inkan(name: str, case: Case, t: Tensors) -> Layer:
+    """inkan's KANLayer of the same sizes, with its own weights and its default, compiled, evaluation of the bases."""
+    if case.K != 3 or case.knots != "uniform":
+        raise Unavailable("it has uniform cubic splines only")
+    module, version = _imported(real_peers.inkan)
+    torch.compiler.reset()
+    return _of_module(name, module.KANLayer(case.I, case.O, grid_size=case.G), t, version)
+
+
+def fast_kan(name: str, case: Case, t: Tensors) -> Layer:
+    """fast-kan's layer with as many radial basis functions as the case has B-splines; another function."""
+    if case.I == 1:
+        raise Unavailable("its layer norm needs more than one input")
+    module, version = _imported(real_peers.fast_kan)
+    return _of_module(name, module.FastKANLayer(case.I, case.O, num_grids=case.M), t, version)
+
+
+def _imported(find: Callable[[], tuple[Any, str]]) -> tuple[Any, str]:
+    try:
+        return find()
+    except real_peers.Missing as error:
+        raise Unavailable(str(error)) from error
 
 
 def _linear_operands(case: Case, t: Tensors, features: int | None = None) -> tuple[Tensor, Tensor]:
@@ -156,6 +200,9 @@ BASELINES: dict[str, Callable[[str, Case, Tensors], Baseline]] = {
     "three GEMMs, torch": torch_products,
     "three GEMMs, oneDNN": onednn_products,
     "pykan": pykan,
+    "efficient-kan": efficient_kan,
+    "inkan": inkan,
+    "fast-kan": fast_kan,
 }
 
 

@@ -20,7 +20,7 @@ FOLDER = ROOT / "docs"
 CASES = ("square-64", "square-256", "wide-input", "ten-outputs", "grid-20", "tiny")
 RIVALS = {  # provider, as in the tables -> text of the legend
     "nn.Linear": "nn.Linear of as many parameters",
-    "reference": "reference: dense bases, efficient-kan's formulation",
+    "efficient-kan": "efficient-kan",
     "pykan": "pykan",
 }
 TITLE = "One training step of a KAN layer"

@@ -1,6 +1,7 @@
 """Describe the machine and the versions that a measurement uses."""
 
 import os
+import sys
 from datetime import date
 
 import torch
@@ -8,6 +9,18 @@ import torch
 import kan_kernels as kk
 
 LIMITS = ("KAN_KERNELS_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+
+
+def limit_to(instruction_set: str | None) -> None:
+    """Restart this program with all libraries limited to an instruction set, e.g. "avx2". They read `LIMITS` once.
+
+    None sets no limit.
+    """
+    if instruction_set is None or all(os.environ.get(v, "").lower() == instruction_set for v in LIMITS):
+        return
+    name = instruction_set.lower()
+    limits = dict(zip(LIMITS, (name, name, name.upper(), name.upper()), strict=True))
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
 
 
 def describe() -> dict[str, str | int | None]:

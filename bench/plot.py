@@ -16,7 +16,7 @@ from table import CASE_HEADING, RIVALS, case_name, setup
 MODE = "step"
 OURS = "kan_kernels"
 COLORS = ("black", "#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#999999")
-MARKERS = "oDdsv^P*"
+MARKERS = "oDdsv^P*<>X"  # more than colors, so that every contender has its own pair
 
 
 def contenders(records: list[Record]) -> dict[str, tuple[str, ...]]:
@@ -68,7 +68,7 @@ def draw(records: list[Record]) -> Figure:
 
 def draw_contender(axes: Axes, number: int, name: str, measured: list[tuple[int, Record]]) -> None:
     """Draw one contender in every row, slightly below the previous one. The legend names it even without measurements."""
-    rows = [row + 0.09 * (number - 3) for row, _ in measured]
+    rows = [row + 0.07 * (number - 5) for row, _ in measured]
     style = {"color": COLORS[number % len(COLORS)], "zorder": 3}
     lows, highs = [spread(record)[0] for _, record in measured], [spread(record)[1] for _, record in measured]
     axes.hlines(rows, lows, highs, linewidth=1.5, **style)

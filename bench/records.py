@@ -16,8 +16,8 @@ def append(path: Path, records: Iterable[Record]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def newest(kind: str = "cpu") -> Path:
-    """The newest file results/<date>-<kind>.jsonl."""
+def newest(kind: str = "cpu-avx*") -> Path:
+    """The newest file results/<date>-<kind>.jsonl. The kind may be a pattern. The default is run.py's, any instruction set."""
     found = sorted(RESULTS.glob(f"????-??-??-{kind}.jsonl"))
     if not found:
         raise SystemExit(f"no {kind} results in {RESULTS.name}/: run `make bench` first")

@@ -6,17 +6,14 @@ bench/results/<date>-cpu-replace-<instruction set>-<threads>.jsonl, which table.
 """
 
 import argparse
-import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from machine import describe
+from machine import describe, limit_to
+from real_peers import Missing, efficient_kan
 from records import RESULTS, Record, append
 from timing import alternate
 from torch import Tensor, nn
@@ -60,23 +57,6 @@ def layers() -> Iterator[Layer]:
                 yield Layer(size, size, rows, K=degree)
             for grid_size in GRIDS:
                 yield Layer(size, size, rows, grid_size, dtype="float64")
-
-
-def efficient_kan() -> tuple[ModuleType, str]:
-    """The real efficient-kan and its commit, or "installed" if it is not a checkout."""
-    checkout = os.environ.get("EFFICIENT_KAN", "")
-    if checkout:
-        sys.path.insert(0, str(Path(checkout) / "src"))
-    try:
-        module = importlib.import_module("efficient_kan")
-    except ImportError as error:
-        raise SystemExit(f"efficient-kan is not importable ({error}): set EFFICIENT_KAN to a checkout of it") from error
-    if not checkout:
-        return module, "installed"
-    commit = subprocess.run(
-        ["git", "-C", checkout, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return module, commit.stdout.strip()
 
 
 def providers(peer: ModuleType, case: Layer) -> dict[str, nn.Module]:
@@ -131,9 +111,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path, help="file to append to")
+    parser.add_argument("--isa", help="limit all libraries to this instruction set, e.g. avx2")
     arguments = parser.parse_args()
+    limit_to(arguments.isa)
     torch.set_num_threads(arguments.threads)
-    peer, commit = efficient_kan()
+    try:
+        peer, commit = efficient_kan()
+    except Missing as missing:
+        raise SystemExit(str(missing)) from missing
     machine = describe()
     out = arguments.out or RESULTS / f"{machine['date']}-cpu-replace-{machine['instruction_set']}-{arguments.threads}.jsonl"
     cases = [case for case in layers() if arguments.only in str(case) and case.N * case.I * (case.G + case.K) <= MOST_BASES]

@@ -1,7 +1,7 @@
 """Time the KAN layer against its peers on the shapes of tests/cases.py, after a correctness check.
 
-`make bench`, or `python bench/run.py [--cases square-64,grid-20] [--threads 1,2] [--rounds 15] [--out FILE]`.
-Measurements are appended to bench/results/<date>-cpu.jsonl, which table.py and plot.py read.
+`make bench`, or `python bench/run.py [--cases square-64,grid-20] [--threads 1,2] [--rounds 15] [--isa avx2] [--out
+FILE]`. Measurements are appended to bench/results/<date>-cpu-<instruction set>.jsonl, which table.py and plot.py read.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def measure(name: str, case: Case, threads: int, rounds: int, progress: tqdm) ->
     stage("gate")
     gate.check(name, case)
     baselines = available(name, case)
+    versions = {baseline.name: baseline.version for baseline in baselines}
     records = []
     for mode in MODES:
         stage(mode)
@@ -45,6 +46,7 @@ def measure(name: str, case: Case, threads: int, rounds: int, progress: tqdm) ->
             record |= {"provider": provider, "median_ms": 1e3 * timing.median, "min_ms": 1e3 * timing.min}
             record |= {"quartiles_ms": [1e3 * quartile for quartile in timing.quartiles]}
             record |= {"samples": timing.samples, "peak_mb": None, "threads": threads, "dtype": "float32"}
+            record["version"] = versions[provider]
             records.append(record | {"machine": machine.describe()})
     del baselines
     for record in records:
@@ -87,14 +89,17 @@ def main() -> None:
     parser.add_argument("--cases", default="all", help=f"comma-separated, of {', '.join(BENCH_CASES)}; or all")
     parser.add_argument("--threads", default=str(torch.get_num_threads()), help="comma-separated thread counts")
     parser.add_argument("--rounds", type=int, default=15, help="samples of every baseline, fewer of slow ones")
+    parser.add_argument("--isa", help="limit all libraries to this instruction set, e.g. avx2")
     parser.add_argument("--out", type=Path, help="file to append to")
     arguments = parser.parse_args()
+    machine.limit_to(arguments.isa)
 
     names = list(BENCH_CASES) if arguments.cases == "all" else arguments.cases.split(",")
     if unknown := set(names) - set(BENCH_CASES):
         parser.error(f"--cases: unknown {', '.join(sorted(unknown))}; there are {', '.join(BENCH_CASES)}")
     thread_counts = [int(count) for count in arguments.threads.split(",")]
-    out = arguments.out or RESULTS / f"{machine.describe()['date']}-cpu.jsonl"
+    here = machine.describe()
+    out = arguments.out or RESULTS / f"{here['date']}-cpu-{here['instruction_set']}.jsonl"
 
     # If a core is busy, the other threads wait at the barrier for a scheduler tick, 100 times the step of a small layer.
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > IDLE_LOAD:

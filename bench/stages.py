@@ -1,7 +1,7 @@
 """Time each stage of the CPU kernels separately, on one thread, and compare it with the processor's multiply-add peak.
 
-`make bench`, or `python bench/stages.py [--out FILE]`; needs a C++17 compiler ($CXX, c++). Measurements are appended to
-bench/results/<date>-cpu-stages.jsonl, which table.py reads.
+`make bench`, or `python bench/stages.py [--isa avx2] [--out FILE]`; needs a C++17 compiler ($CXX, c++). Measurements are
+appended to bench/results/<date>-cpu-stages-<instruction set>.jsonl, which table.py reads.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from machine import describe
+from machine import describe, limit_to
 from records import RESULTS, Record, append
 
 SOURCE = Path(__file__).parent / "stages.cpp"
@@ -57,10 +57,12 @@ def measure(binary: Path, shape: tuple[int, ...], machine: Record) -> list[Recor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa", help="compile for this instruction set, e.g. avx2")
     parser.add_argument("--out", type=Path, help="file to append to")
     arguments = parser.parse_args()
+    limit_to(arguments.isa)
     machine = describe()
-    out = arguments.out or RESULTS / f"{machine['date']}-cpu-stages.jsonl"
+    out = arguments.out or RESULTS / f"{machine['date']}-cpu-stages-{machine['instruction_set']}.jsonl"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "stages"
         compile_to(binary, str(machine["instruction_set"]))

@@ -18,13 +18,17 @@ from roofline import H200, PRECISIONS, least_milliseconds
 
 ROOT = Path(__file__).parent.parent
 
+SETS = ("avx2", "avx512")
 CASE_HEADING = "case (I→O, N, G)"
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
 # Heading -> providers, of which the fastest counts.
 RIVALS = {
-    "reference": ("reference",),
-    "reference + torch.compile": ("reference + torch.compile",),
+    "dense reference": ("reference",),
+    "dense reference + torch.compile": ("reference + torch.compile",),
+    "efficient-kan": ("efficient-kan",),
     "pykan": ("pykan",),
+    "inkan": ("inkan",),
+    "fast-kan (RBF)": ("fast-kan",),
     "nn.Linear": ("nn.Linear",),
     "best GEMMs": GEMMS,
     "nn.Linear(I, O)": ("nn.Linear(I, O)",),
@@ -33,6 +37,11 @@ RIVALS = {
 
 def footnote(records: list[Record]) -> str:
     return f"{setup(records)} Reproduce: `make bench`."
+
+
+def layers_footnote(records: list[Record]) -> str:
+    versions = dict.fromkeys(f"{r['provider']} {r['version']}" for r in records if r.get("version"))
+    return " ".join(filter(None, (setup(records), ", ".join(versions) + "." if versions else "", "Reproduce: `make bench`.")))
 
 
 def setup(records: list[Record]) -> str:
@@ -96,7 +105,7 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
             cells = [case_name(ours), linear, f"{ours['median_ms']:.3g}"]
             for providers in rivals.values():
                 times = [results[provider]["median_ms"] for provider in providers if provider in results]
-                cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "does not fit")
+                cells.append(f"{min(times) / ours['median_ms']:.2f}x" if times else "n/a")
             peaks = [megabytes(results.get(provider)) for provider in ("kan_kernels", "reference")]
             table.append(cells + (peaks if has_memory else []))
         return table
@@ -275,22 +284,13 @@ def shape_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Claims(Block):
-    """The README's three sentences with numbers, from the newest results of each kind."""
+    """The README's sentences with numbers, from the newest results of each kind, with every instruction set."""
 
     def markdown(self) -> str:
-        layers = {(r["case"], r["mode"], r["provider"]): r for r in self.records()}
-        step = {provider: r for (case, mode, provider), r in layers.items() if (case, mode) == ("square-64", "step")}
-        ours = step["kan_kernels"]
+        steps = [_steps(read(newest(f"cpu-{isa}"), self.key)) for isa in SETS]
+        ours = steps[0]["kan_kernels"]
         linear = f"{ours['I'] * (ours['G'] + ours['K'] + 1)}→{ours['O']}"
-
-        def times(provider: str) -> str:
-            return f"{step[provider]['median_ms'] / ours['median_ms']:.1f}"
-
-        replaced = read(newest("cpu-replace-avx512-2"), ("case", "mode", "provider"))
-        ms = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in replaced}
-        gains = sorted(
-            before / ms[case, mode, "accelerated"] for (case, mode, name), before in ms.items() if name == "efficient-kan"
-        )
+        gains = "; ".join(_gains(isa) for isa in SETS)
         pykan = read(newest("cpu-peers"), ("case", "provider"))
         pykan_ms = {
             (r["case"], r["provider"]): r["median_ms"] for r in pykan if "median_ms" in r and r["case"].startswith("pykan")
@@ -301,17 +301,41 @@ class Claims(Block):
         return "\n".join(
             [
                 f"- **Fast.** A training step of a {ours['I']}→{ours['O']} layer (G = {ours['G']}, K = {ours['K']},"
-                f" {ours['N']} rows) takes {ours['median_ms']:.1f} ms: an `nn.Linear` with as many parameters ({linear}) takes"
-                f" {times('nn.Linear')} times as long, dense bases times a matrix {times('reference')}, pykan's layer"
-                f" {times('pykan')} ({processor(ours)}).",
+                f" {ours['N']} rows), against an `nn.Linear` with as many parameters ({linear}) and other KAN layers:",
+                *(f"  - {_step_claim(step)}" for step in steps),
                 f"- **Small.** The step needs {ours['peak_mb']:.1f} MB beyond its inputs and parameters; dense bases need"
-                f" {step['reference']['peak_mb']:.0f} MB.",
-                f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers {gains[len(gains) // 2]:.1f} times as"
-                f" fast (median of {len(gains)} comparisons, the least {gains[0]:.2f}; {processor(replaced[-1])}) and pykan's"
+                f" {steps[0]['reference']['peak_mb']:.0f} MB.",
+                f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers faster ({gains}) and pykan's"
                 f" fits and grid updates {ratios[0]:.1f} to {ratios[-1]:.1f} times ({processor(pykan[-1])}), with the same"
                 " outputs and gradients up to rounding.",
             ]
         )
+
+
+def _steps(records: list[Record]) -> dict[str, Record]:
+    """The steps of the case that the README names, by provider."""
+    return {r["provider"]: r for r in records if (r["case"], r["mode"]) == ("square-64", "step")}
+
+
+def _step_claim(step: dict[str, Record]) -> str:
+    ours = step["kan_kernels"]
+    names = {
+        "nn.Linear": "`nn.Linear`",
+        "efficient-kan": "efficient-kan",
+        "pykan": "pykan",
+        "reference": "dense bases times a matrix",
+    }
+    others = [f"{name} {step[p]['median_ms'] / ours['median_ms']:.1f}" for p, name in names.items() if p in step]
+    return f"{processor(ours)}: {ours['median_ms']:.1f} ms; times as long: {', '.join(others)}"
+
+
+def _gains(instruction_set: str) -> str:
+    """How many times faster accelerated layers of efficient-kan are than before."""
+    records = read(newest(f"cpu-replace-{instruction_set}-2"), ("case", "mode", "provider"))
+    ms = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
+    gains = sorted(t / ms[case, mode, "accelerated"] for (case, mode, name), t in ms.items() if name == "efficient-kan")
+    median, least = gains[len(gains) // 2], gains[0]
+    return f"{median:.1f} times, median of {len(gains)} comparisons, the least {least:.2f}, {processor(records[-1])}"
 
 
 def processor(record: Record) -> str:
@@ -320,12 +344,18 @@ def processor(record: Record) -> str:
 
 
 BLOCKS = (
-    Claims("claims", ROOT / "README.md", "cpu", LAYER_KEY, layers("step")),
-    Block("bench", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("step")),
+    Claims("claims", ROOT / "README.md", "cpu-avx*", LAYER_KEY, layers("step")),
+    *(
+        Block(f"bench-{isa}", ROOT / "bench" / "README.md", f"cpu-{isa}", LAYER_KEY, layers("step"), layers_footnote)
+        for isa in SETS
+    ),
     Block("peers", ROOT / "bench" / "README.md", "cpu-peers", ("case", "provider"), peers("median_ms", "ms")),
     Block("peers-memory", ROOT / "bench" / "README.md", "cpu-peers", ("case", "provider"), peers("peak_mb", "MB")),
     Block("models", ROOT / "bench" / "README.md", "cpu-models", ("case", "provider"), models),
-    Block("forward", ROOT / "bench" / "README.md", "cpu", LAYER_KEY, layers("forward")),
+    *(
+        Block(f"forward-{isa}", ROOT / "bench" / "README.md", f"cpu-{isa}", LAYER_KEY, layers("forward"), layers_footnote)
+        for isa in SETS
+    ),
     Block("variants", ROOT / "bench" / "README.md", "cpu-variants", ("comparison", "variant"), variants),
     Block("edges", ROOT / "bench" / "README.md", "cpu-edges", ("comparison", "variant"), variants),
     *(
@@ -337,10 +367,10 @@ BLOCKS = (
             replaced,
             replaced_footnote,
         )
-        for instruction_set in ("avx2", "avx512")
+        for instruction_set in SETS
         for threads in (2, 1)
     ),
-    Block("stages", ROOT / "bench" / "README.md", "cpu-stages", ("case", "stage"), stages),
+    *(Block(f"stages-{isa}", ROOT / "bench" / "README.md", f"cpu-stages-{isa}", ("case", "stage"), stages) for isa in SETS),
     GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )
 

@@ -451,6 +451,7 @@ def test_a_part_that_has_no_effect_yet_is_a_reason(make, forward, part):
     """A temperature of 1, dropout of 0: the fused forward would ignore its change."""
     layer = kk.accelerate(make(forward))
     assert type(layer).__name__ == "Changed"
+    assert not any(child._forward_pre_hooks for child in layer.modules())
     assert re.search(f"its forward .* its {part}, whose changes the fused forward would ignore", str(kk.info().fallbacks))
 
 

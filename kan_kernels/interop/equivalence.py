@@ -179,10 +179,16 @@ def changeable_parts(module: nn.Module, twin_of: Callable[[float], nn.Module], t
         return ""
     copied = nn.Module.train(twin_of(1.0), False)
     called: set[str] = set()
-    for name in children:
-        for part in copied.get_submodule(name).modules():
-            part.register_forward_pre_hook(partial(_note_call, called, name))
-    expected = theirs(copied)
+    handles = [
+        part.register_forward_pre_hook(partial(_note_call, called, name))
+        for name in children
+        for part in copied.get_submodule(name).modules()
+    ]
+    try:
+        expected = theirs(copied)
+    finally:
+        for handle in handles:  # copies of modules without state share the dict of hooks
+            handle.remove()
     if called:
         return f"its forward calls its submodule {min(called)}, whose changes the fused forward would ignore"
     for name, value in unknown.items():

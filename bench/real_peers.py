@@ -1,0 +1,52 @@
+"""Import the layers of other libraries, and say which version of each it is.
+
+efficient-kan and fast-kan are on no package index. They are found if they are installed, or if the environment variable
+EFFICIENT_KAN or FAST_KAN names a checkout.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+class Missing(Exception):
+    """Raised if a library cannot be imported; the message says how to get it."""
+
+
+def efficient_kan() -> tuple[ModuleType, str]:
+    """efficient-kan (github.com/Blealtan/efficient-kan), and its commit."""
+    return _from_checkout("efficient_kan", "EFFICIENT_KAN", "src")
+
+
+def fast_kan() -> tuple[ModuleType, str]:
+    """fast-kan (github.com/ZiyaoLi/fast-kan), another family: Gaussian radial basis functions. And its commit."""
+    return _from_checkout("fastkan", "FAST_KAN", ".")
+
+
+def inkan() -> tuple[ModuleType, str]:
+    """inkan (on PyPI), uniform cubic splines, and its version."""
+    try:
+        return importlib.import_module("inkan"), importlib.metadata.version("inkan")
+    except ImportError as error:
+        raise Missing(f"inkan is not importable ({error}): pip install inkan==0.5.2") from error
+
+
+def _from_checkout(name: str, variable: str, folder: str) -> tuple[ModuleType, str]:
+    """Import a module, and return its commit, or "installed" if no environment variable names a checkout."""
+    checkout = os.environ.get(variable, "")
+    path = str(Path(checkout) / folder)
+    if checkout and path not in sys.path:
+        sys.path.insert(0, path)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise Missing(f"{name} is not importable ({error}): set {variable} to a checkout of it") from error
+    if not checkout:
+        return module, "installed"
+    git = ["git", "-C", checkout, "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return module, found.stdout.strip() or "unknown commit"
