@@ -61,7 +61,7 @@ def draw(records: list[Record]) -> Figure:
     for row in range(1, len(cases)):
         axes.axhline(row - 0.5, color="0.93", linewidth=0.6, zorder=0)
     figure.suptitle("One training step: the forward, gradients of x and of all parameters", size=10)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=7, ncols=6, frameon=False, handletextpad=0.1)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=7, ncols=5, frameon=False, handletextpad=0.1)
     figure.supxlabel(textwrap.fill(f"{spread_says(steps)} {setup(records)}", 125), size=7, color="0.3")
     return figure
 

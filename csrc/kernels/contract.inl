@@ -19,7 +19,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int kLargestBlock = 2048;  // rows evaluated together
+constexpr int kLargestBlock = 2048;  // rows evaluated together (row grid-100)
 
 // The distance between two values of an input. It is a constant, to save address registers, and not a multiple of the distance
 // between lines of the same cache set.

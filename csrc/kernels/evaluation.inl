@@ -14,7 +14,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int kWorthwhileRun = 4;  // from this many inputs per interval on, they are evaluated together
+constexpr int kWorthwhileRun = 4;  // from this many inputs per interval on, they are evaluated together (row grid-100)
 
 // The rows of a block for a chunk of features, transposed to (feature, row). A group of features is evaluated at a time.
 template <class C>

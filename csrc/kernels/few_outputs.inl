@@ -11,7 +11,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int64_t kFewOutputsMostProducts = 36;   // up to this (M + 1) * O, dense bases cost less than sorted rows
+constexpr int64_t kFewOutputsMostProducts = 36;   // up to this (M + 1) * O, dense bases cost less than sorted rows (row one-output)
 
 // Calls f with the number of live rows and the number of vectors of a table as Constants.
 template <class F>

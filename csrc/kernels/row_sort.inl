@@ -51,11 +51,11 @@ struct RunList {
 // 0.8 ns per input; counting the buckets first takes 1.1. If few buckets have inputs, each of these is collected in a pass of its
 // own, which takes 0.6 ns per input for 5 buckets on AVX-512 and 0.9 on AVX2, where appending takes 1.8 (Zen 3).
 struct RunScratch {
-  static constexpr int kFewBuckets = 6;
+  static constexpr int kFewBuckets = 6;   // collecting takes a pass per bucket (stages, 64 -> 64, G = 5 and 20: evaluate and sort)
   static constexpr int kCopied = 16;      // entries copied at once
-  static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket depend on each other
-  static constexpr int kMostEntries = 1 << 15;  // entries of a feature's bins, which share L1 and L2 with the other data
-  static constexpr int kSmallestBin = 64;
+  static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket depend on each other (row grid-20)
+  static constexpr int kMostEntries = 1 << 15;  // entries of a feature's bins, which share L1 and L2 with the other data (row grid-100)
+  static constexpr int kSmallestBin = 64;       // (row grid-100)
   static constexpr int kMostPassed = 16;     // AVX2: from more buckets, collecting is not tried
   static constexpr int32_t kNoBucket = 32;   // the key of lanes after the last input, a shift that clears every bit
 

@@ -14,7 +14,7 @@ constexpr int kSmallestBlock = 32;  // rows evaluated together: at least this, a
 
 constexpr int kChunkFeatures = 32;  // summed separately: rounding errors grow with the chunk size and the number of chunks
 
-constexpr int64_t kFewOutputs = 12;  // up to this many outputs, vectors run over rows instead of outputs
+constexpr int64_t kFewOutputs = 12;  // up to this many outputs, vectors run over rows instead of outputs (row ten-outputs)
 constexpr int kFewOutputsMostLive = 6;          // live rows: up to this many, their values stay in registers
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
