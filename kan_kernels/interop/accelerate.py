@@ -49,9 +49,9 @@ def accelerate(model: Model, verbose: bool = False) -> Model:
     The function replaces the class of each layer with a subclass of it. Modules, parameters, `state_dict` keys, optimizers
     and hooks do not change. Layers are recognised by the names and shapes of their parameters and buffers, not by the package
     they come from. A layer is replaced only if its own forward and the fused forward agree, including gradients. The
-    comparison uses a few inputs, float64, and a small copy of the layer with changed parameters, so that zeros and masks hide
-    no differences. A second comparison uses all edges of the layer, because a forward may depend on the sizes. A forward that
-    treats batches of different sizes differently is not detected.
+    comparison uses a few inputs, float64, and a copy of the layer with changed parameters, so that zeros and masks hide no
+    differences. A forward that treats batches of different sizes differently is not detected, nor one of a network that
+    depends on its widths.
 
     A layer that only resembles a supported one does not change, nor does a layer with a trained grid, nor one whose forward
     reads other attributes or calls other submodules that may change later, for example dropout. The reason is logged once and

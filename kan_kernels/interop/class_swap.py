@@ -45,10 +45,10 @@ class Verdict:
 
 
 def exchange_classes(exchanges: Iterable[Exchange]) -> None:
-    """Fuse every module with its mixin; if one raises, undo all and raise."""
+    """Fuse every module with its mixin, a shared module once; if one raises, undo all and raise."""
     done = []
     try:
-        for module, mixin in exchanges:
+        for module, mixin in {id(module): (module, mixin) for module, mixin in exchanges}.values():
             fuse(module, mixin)
             done.append(module)
     except BaseException:

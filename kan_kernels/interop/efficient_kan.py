@@ -130,20 +130,14 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
     reason = _tensors_mismatch(module) or _attributes_mismatch(module) or forward_mismatch(module, ("x",))
     if reason:
         return Verdict(reason)
-    kind = kind_of(module, ("in_features", "out_features"))
-    sized: Kind = kind, cast(Any, module).base_weight.shape
-    if kind in known and sized not in known:  # another layer of this kind was compared: compare what depends on the sizes
-        reason = _compare_whole(module, _forwards(module, known[kind]))
-        if reason:
-            return Verdict(reason)
-        known[sized] = known[kind]
-    if sized in known:
-        return Verdict(exchanges=((module, known[sized]),))
+    kind = kind_of(module)
+    if kind in known:
+        return Verdict(exchanges=((module, known[kind]),))
     reasons = []
     for mixin in (FusedKANLinear,) if hasattr(module, "base_activation") else (FusedWithSiLU, FusedWithIdentity):
         reasons.append(_compare_with_fused(module, _forwards(module, mixin)))
         if not reasons[-1]:
-            known[kind] = known[sized] = mixin
+            known[kind] = mixin
             return Verdict(exchanges=((module, mixin),))
     return Verdict(reasons[0])
 
@@ -204,10 +198,8 @@ def _compare_with_fused(module: nn.Module, forwards: list[Call]) -> str:
 
 def _compare_whole(module: nn.Module, forwards: list[Call]) -> str:
     layer = cast(Any, module)
-    tensors = {name: tensor.detach() for name, tensor in held_tensors(module).items()}
     with on_its_own(layer.grid.device):
-        theirs, ours = (whole_values(forward, layer.grid) for forward in forwards)
-        return compare_whole(lambda: twin(type(module), module, tensors, {}), theirs, ours, layer.spline_weight.dtype)
+        return compare_whole(module, *(whole_values(forward, layer.grid) for forward in forwards))
 
 
 def _compare_some(module: nn.Module, forwards: list[Call], inputs: list[int], outputs: list[int]) -> str:

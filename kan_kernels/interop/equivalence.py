@@ -1,11 +1,12 @@
 """Comparison of a module's own forward with the fused forward, before its class is replaced.
 
-The comparison uses copies of the module with changed parameters, so that edges which are zero or masked are compared too. The
-copies of a large layer have a few of its inputs and outputs. A last comparison, of outputs for a few rows, uses its own
-parameters, because a forward may depend on the sizes.
+The comparison uses copies of the module with changed parameters, so that edges which are zero or masked are compared too. They
+have all its edges, because a forward may depend on the sizes. The copies of a very large layer have a few of its inputs and
+outputs, and a last comparison, of outputs for a few rows, uses all its edges and its own parameters.
 """
 
 import copy
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 POINTS = 11
 TOLERANCE = 1e-8  # relative, in float64: it detects a bias of 1e-4
-_SMALL = 4096  # coefficients: the copies of a layer with at most as many have all its edges
+_SMALL = 1 << 20  # coefficients: the copies of a layer with at most as many have all its edges
 # (training mode, fraction of the parameters' elements that are changed). Layers such as dropout depend on the mode. One pass
 # changes half of the elements, since a forward may treat small values specially, and the other changes all.
 _PASSES = ((False, 0.5), (True, 1.0))
@@ -141,21 +142,25 @@ def compare_forwards(twin_of: Callable[[float], nn.Module], theirs: Numbers, our
     return "" if found_numbers else "its forward returns no finite nonzero values to compare"
 
 
-def compare_whole(twin_of: Callable[[], nn.Module], theirs: Numbers, ours: Numbers, dtype: torch.dtype) -> str:
+def compare_whole(module: nn.Module, theirs: Numbers, ours: Numbers) -> str:
     """Return why two forwards of a module with all its edges and its own parameters differ, or "" if they agree.
 
     Args:
-        twin_of: returns a copy of the module that shares its parameters.
+        module: the module. The comparison uses float64 copies of it.
         theirs, ours: call a copy with either forward and return its outputs.
-        dtype: the dtype of its parameters.
     """
+
+    def copied() -> nn.Module:
+        held = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        tensors = {name: tensor.detach().to(torch.float64, copy=True) for name, tensor in held.items()}
+        return nn.Module.train(twin(type(module), module, tensors, {}), False)
+
     try:
         with torch.no_grad():
-            found, expected = (forward(nn.Module.train(twin_of(), False)) for forward in (ours, theirs))
+            found, expected = (forward(copied()) for forward in (ours, theirs))
     except Exception as error:  # an unknown forward may raise anything
         return f"its forward cannot be compared: {one_line(error)}"
-    tolerance = min(1000 * torch.finfo(dtype).eps, 0.1)  # both forwards round, in another order
-    return next(filter(None, map(partial(_difference, tolerance=tolerance), expected, found)), "")
+    return next(filter(None, map(_difference, expected, found)), "")
 
 
 def changeable_parts(module: nn.Module, twin_of: Callable[[float], nn.Module], theirs: Numbers, known: Collection[str]) -> str:
@@ -215,15 +220,16 @@ def _note_call(called: set[str], name: str, *_: Any) -> None:
     called.add(name)
 
 
-def kind_of(layer: nn.Module, sizes: Collection[str]) -> Kind:
-    """Return a key of everything but the attributes `sizes`, shapes and tensor values."""
-    own = {name: _mark(value) for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE and name not in sizes}
+def kind_of(layer: nn.Module) -> Kind:
+    """Return a key of everything but tensor values. Of the layers with equal keys only one is compared."""
+    own = {name: _mark(value) for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE}
     children: dict[str, Any] = {name: _mark(child) for name, child in layer._modules.items()}
     for name, child in layer._modules.items():
         if child is not None and _holds_nothing(child):
             of_child = {k: _mark(value) for k, value in vars(child).items() if k not in _OF_EVERY_MODULE}
             children[name] = (type(child), tuple(sorted(of_child.items())))
-    held = {name: tensor.dtype for name, tensor in (*layer._parameters.items(), *layer._buffers.items()) if tensor is not None}
+    tensors = (*layer._parameters.items(), *layer._buffers.items())
+    held = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors if tensor is not None}
     in_order = bool((cast(Any, layer).grid.detach().diff(dim=1) > 0).all())
     return type(layer), tuple(sorted(own.items())), tuple(sorted(children.items())), tuple(sorted(held.items())), in_order
 
@@ -241,25 +247,37 @@ def _holds_nothing(module: nn.Module) -> bool:
 
 @contextmanager
 def on_its_own(device: torch.device) -> Iterator[None]:
-    """Disable inference mode and autocast, and preserve the random state."""
+    """Disable inference mode and autocast, and preserve the random states of torch and Python."""
+    state = random.getstate()
     with (
         torch.inference_mode(False),
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 def layer_values(call: Call, grid: Tensor) -> Numbers:
     """Return a function of a layer with knots (I, T): in training mode its outputs and gradients, else outputs for NaN too."""
     points = probe_inputs(grid)
 
+    def called(module: nn.Module, x: Tensor) -> list[Tensor]:
+        before = dict(vars(module))
+        values = list(call(module, x))
+        changed = [name for name, value in vars(module).items() if name not in before or before[name] is not value]
+        if changed:
+            raise ValueError(f"it sets its attribute {changed[0]}, which the fused forward does not")
+        return values
+
     def numbers(module: nn.Module) -> list[Tensor]:
         x = torch.cat([points, extreme_inputs(len(grid), grid.device, with_nan=not module.training)])
         with torch.set_grad_enabled(module.training):
             if not module.training:
-                return list(call(module, x))
-            values = call(module, x.requires_grad_())
+                return called(module, x)
+            values = called(module, x.requires_grad_())
             total = torch.stack([value.sin().sum() for value in values]).sum()
             leaves = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
             return [*values, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
@@ -268,8 +286,8 @@ def layer_values(call: Call, grid: Tensor) -> Numbers:
 
 
 def whole_values(call: Call, grid: Tensor) -> Numbers:
-    """Return a function of a layer with knots (I, T): its outputs for a few rows in the dtype of the knots."""
-    rows = torch.cat([probe_inputs(grid)[:3], extreme_inputs(len(grid), grid.device, with_nan=False)]).to(grid.dtype)
+    """Return a function of a layer with knots (I, T): its outputs for a few rows."""
+    rows = torch.cat([probe_inputs(grid)[:3], extreme_inputs(len(grid), grid.device)])
     return lambda module: list(call(module, rows))
 
 
@@ -279,14 +297,14 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {message[:200]}"
 
 
-def _difference(theirs: Tensor, ours: Tensor, tolerance: float = TOLERANCE) -> str:
+def _difference(theirs: Tensor, ours: Tensor) -> str:
     if theirs.shape != ours.shape:
         return f"its forward returns shape {tuple(theirs.shape)}, the fused forward {tuple(ours.shape)}"
-    if torch.allclose(theirs, ours, rtol=tolerance, atol=tolerance, equal_nan=True):
+    if torch.allclose(theirs, ours, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         return ""
     off = (theirs - ours).abs().masked_fill(theirs.isnan() | (theirs == ours), 0.0)
     size = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()
-    if bool((off <= tolerance * (1 + size)).all()):
+    if bool((off <= TOLERANCE * (1 + size)).all()):
         return ""
     return f"its forward computes a different function: errors up to {off.max().item():.3g} for values up to {size.item():.3g}"
 

@@ -117,7 +117,8 @@ def recorded(layer: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | 
 
     `keep` copies the parameters, so that the record stays valid after the parameters change.
     """
-    fused, hooked = isinstance(layer, FusedKANLayer), layer._forward_hooks or layer._forward_pre_hooks
+    fused = isinstance(layer, FusedKANLayer)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     if fused and not hooked and not cast(Any, layer).grid.requires_grad:
         return kernel_record(layer, x, keep, symbolic)
     if fused and hooked:
@@ -192,14 +193,12 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
     reason = _holdings_mismatch(module) or forward_mismatch(module, ("x",))
     if reason:
         return Verdict(reason)
-    kind = kind_of(module, ("in_dim", "out_dim"))
-    sized: Kind = kind, cast(Any, module).mask.shape
-    if sized not in known:
-        # If another layer of this kind was compared, compare only what depends on the sizes.
-        reason = _compare_whole(module) if kind in known else _compare_with_fused(module)
+    kind = kind_of(module)
+    if kind not in known:
+        reason = _compare_with_fused(module)
         if reason:
             return Verdict(reason)
-        known[kind] = known[sized] = FusedKANLayer
+        known[kind] = FusedKANLayer
     return Verdict(exchanges=((module, FusedKANLayer),))
 
 
@@ -246,10 +245,8 @@ def _compare_with_fused(layer: nn.Module) -> str:
 
 def _compare_whole(layer: nn.Module) -> str:
     held = cast(Any, layer)
-    tensors = {name: tensor.detach() for name, tensor in held_tensors(layer).items()}
     with on_its_own(held.grid.device):
-        theirs, ours = (whole_values(forward, held.grid) for forward in _forwards(layer))
-        return compare_whole(lambda: twin(type(layer), layer, tensors, {}), theirs, ours, held.coef.dtype)
+        return compare_whole(layer, *(whole_values(forward, held.grid) for forward in _forwards(layer)))
 
 
 def _forwards(layer: nn.Module) -> list[Call]:
