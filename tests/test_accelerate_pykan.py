@@ -21,6 +21,7 @@ from test_accelerate import Operations
 from torch import nn
 
 import kan_kernels as kk
+from kan_kernels.interop import equivalence
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("float64_in_a_directory_of_its_own")]
 matplotlib.use("agg")
@@ -778,3 +779,8 @@ def test_in_another_module_and_its_random_state():
     assert is_fused(net["kan"])
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (numpy.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+
+
+def test_a_layer_that_is_compared_by_a_few_edges(monkeypatch):
+    monkeypatch.setattr(equivalence, "_SMALL", 100)
+    assert type(kk.accelerate(kan.KANLayer(40, 30))).__name__ == "FusedKANLayer"
