@@ -784,3 +784,46 @@ def test_in_another_module_and_its_random_state():
 def test_a_layer_that_is_compared_by_a_few_edges(monkeypatch):
     monkeypatch.setattr(equivalence, "_SMALL", 100)
     assert type(kk.accelerate(kan.KANLayer(40, 30))).__name__ == "FusedKANLayer"
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_symbolic_layers(register):
+    theirs, ours = pair("formulas")
+    calls = {}
+    for net in (theirs, ours):
+        count = calls[net] = []
+        getattr(net.symbolic_fun[0], register)(lambda *_, count=count: count.append(1))
+    assert_same(ours(inputs(ours)), theirs(inputs(theirs)))
+    assert calls[ours] == calls[theirs] == [1]
+    assert "a symbolic layer has hooks or another forward" in str(kk.info().fallbacks)
+
+
+def doubled(forward):
+    def changed(*arguments, **keywords):
+        y, *rest = forward(*arguments, **keywords)
+        return 2 * y, *rest
+
+    return changed
+
+
+@pytest.mark.parametrize("part", ["act_fun", "symbolic_fun"])
+def test_a_forward_that_is_replaced_on_a_layer_later(part):
+    theirs, ours = pair("formulas")
+    for net in (theirs, ours):
+        layer = getattr(net, part)[0]
+        layer.forward = doubled(layer.forward)
+    assert_same(ours(inputs(ours)), theirs(inputs(theirs)))
+
+
+def test_a_network_whose_forward_reads_another_attribute():
+    def scaled(self, x, singularity_avoiding=False, y_th=10.0):
+        return kan.MultKAN.forward(self, x, singularity_avoiding, y_th) * self.gain
+
+    members = {name: value for name, value in vars(kan.MultKAN).items() if name not in ("__dict__", "__weakref__")}
+    members["forward"] = scaled
+    net = network()
+    net.__class__ = type("Scaled", (nn.Module,), members)
+    net.gain = 1.0
+    kk.accelerate(net)
+    assert type(net).__name__ == "Scaled"
+    assert "its forward reads its attribute gain" in str(kk.info().fallbacks)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -19,11 +18,13 @@ from .class_swap import Fused, Verdict, definer, forward_mismatch, fused_class, 
 from .equivalence import (
     Call,
     Kind,
-    changeable_parts,
+    Watched,
     changed,
+    chosen,
     compare_forwards,
     compare_whole,
     compared_edges,
+    ignored_reads,
     kind_of,
     layer_values,
     on_its_own,
@@ -36,20 +37,8 @@ _RANKS = {"base_weight": 2, "spline_weight": 3, "grid": 2}
 _SCALER = "spline_scaler"
 _FLAG = "enable_standalone_scale_spline"
 _PREFIX = "layers."
-# What the fused forward reads, and what efficient-kan's own reads at construction and in grid updates alone.
-_KNOWN = {
-    "in_features",
-    "out_features",
-    "grid_size",
-    "spline_order",
-    "base_activation",
-    "grid_eps",
-    "scale_noise",
-    "scale_base",
-    "scale_spline",
-    _SCALER,
-    _FLAG,
-}
+# The attributes that the fused forward reads, and sizes, which are compared with the shapes of the tensors
+_KNOWN = {"in_features", "out_features", "grid_size", "spline_order", "base_activation", _SCALER, _FLAG}
 
 
 class FusedKANLinear(Fused):
@@ -135,7 +124,7 @@ def examine_layer(module: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
         return Verdict(exchanges=((module, known[kind]),))
     reasons = []
     for mixin in (FusedKANLinear,) if hasattr(module, "base_activation") else (FusedWithSiLU, FusedWithIdentity):
-        reasons.append(_compare_with_fused(module, _forwards(module, mixin)))
+        reasons.append(_compare_with_fused(module, mixin))
         if not reasons[-1]:
             known[kind] = mixin
             return Verdict(exchanges=((module, mixin),))
@@ -174,50 +163,48 @@ def _attributes_mismatch(module: nn.Module) -> str:
     return ""
 
 
-def _forwards(module: nn.Module, mixin: type[Fused]) -> list[Call]:
-    """Return the module's own forward and the fused one."""
-    return [partial(_called, by) for by in (type(module), fused_class(mixin, type(module)))]
-
-
-def _called(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
-    copied.__class__ = by
-    return [cast(Any, by).forward(copied, x)]
-
-
-def _compare_with_fused(module: nn.Module, forwards: list[Call]) -> str:
+def _compare_with_fused(module: nn.Module, mixin: type[Fused]) -> str:
     layer = cast(Any, module)
     O, I = layer.base_weight.shape
     inputs, outputs = compared_edges(layer.grid, layer.spline_weight.shape)
-    reason = _compare_some(module, forwards, inputs, outputs)
+    reason = _compare_some(module, mixin, inputs, outputs)
     if (len(inputs), len(outputs)) == (I, O):
         return reason
     if reason:  # the layer may store its sizes in unknown attributes
-        return _compare_some(module, forwards, list(range(I)), list(range(O)))
-    return _compare_whole(module, forwards)
-
-
-def _compare_whole(module: nn.Module, forwards: list[Call]) -> str:
-    layer = cast(Any, module)
+        return _compare_some(module, mixin, list(range(I)), list(range(O)))
     with on_its_own(layer.grid.device):
-        return compare_whole(module, *(whole_values(forward, layer.grid) for forward in forwards))
+        theirs, ours = (whole_values(call, layer.grid) for call in _calls(module, Watched(type(module)), mixin))
+        return compare_whole(module, theirs, ours)
 
 
-def _compare_some(module: nn.Module, forwards: list[Call], inputs: list[int], outputs: list[int]) -> str:
+def _compare_some(module: nn.Module, mixin: type[Fused], inputs: list[int], outputs: list[int]) -> str:
     layer = cast(Any, module)
     sizes = {"in_features": len(inputs), "out_features": len(outputs)}
     sizes = {name: size for name, size in sizes.items() if hasattr(layer, name)}
 
     def twin_of(share: float) -> nn.Module:
-        tensors = {"grid": layer.grid.detach()[inputs].double()}
+        tensors = {"grid": chosen(layer.grid, inputs).to(torch.float64, copy=True)}
         for name, weight in layer._parameters.items():
             if name != "grid" and weight is not None:
-                tensors[name] = changed(weight.detach()[outputs][:, inputs], share)
+                tensors[name] = changed(chosen(weight, outputs, inputs), share)
         return twin(type(module), module, tensors, sizes)
 
     with on_its_own(layer.grid.device):
-        grid = layer.grid.detach()[inputs].double()
-        theirs, ours = (layer_values(forward, grid) for forward in forwards)
-        return compare_forwards(twin_of, theirs, ours) or changeable_parts(module, twin_of, theirs, _KNOWN)
+        grid, watched = chosen(layer.grid, inputs).double(), Watched(type(module))
+        theirs, ours = (layer_values(call, grid) for call in _calls(module, watched, mixin))
+        reason = compare_forwards(twin_of, theirs, ours)
+        return reason or ignored_reads(module, watched.names, _KNOWN, twin_of, theirs)
+
+
+def _calls(module: nn.Module, own: Watched, mixin: type[Fused]) -> list[Call]:
+    """Return the module's own forward and the fused one."""
+    fused = fused_class(mixin, type(module))
+
+    def ours(copied: nn.Module, x: Tensor) -> list[Tensor]:
+        copied.__class__ = fused
+        return [cast(Any, fused).forward(copied, x)]
+
+    return [lambda copied, x: [own(copied, x)], ours]
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:

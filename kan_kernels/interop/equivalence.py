@@ -6,10 +6,13 @@ outputs, and a last comparison, of outputs for a few rows, uses all its edges an
 """
 
 import copy
+import inspect
 import random
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -25,7 +28,6 @@ _PASSES = ((False, 0.5), (True, 1.0))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 _PLAIN = (bool, int, float, str)
-_WITHOUT_STATE = (nn.SiLU, nn.Identity)
 
 Numbers = Callable[[Any], list[Tensor]]
 Call = Callable[[Any, Tensor], Sequence[Tensor]]  # a forward of a layer, called with the layer and x
@@ -71,6 +73,15 @@ def compared_edges(grid: Tensor, weight_shape: torch.Size) -> tuple[list[int], l
         steps = grid.detach().diff(dim=1)
         inputs = sorted({*inputs, int((steps.amin(1) / steps.amax(1)).argmin())})
     return inputs, spread(O, max(1, len(inputs) + (O > I) - (O < I)))
+
+
+def chosen(tensor: Tensor, *indices: Sequence[int]) -> Tensor:
+    """Return the elements of a tensor, detached, with these indices of its first dimensions."""
+    tensor = tensor.detach()
+    for dim, index in enumerate(indices):
+        if len(index) < tensor.shape[dim]:
+            tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    return tensor
 
 
 def changed(tensor: Tensor, share: float) -> Tensor:
@@ -134,11 +145,10 @@ def compare_forwards(twin_of: Callable[[float], nn.Module], theirs: Numbers, our
             return f"its forward cannot be compared: {one_line(error)}"
         if len(expected) != len(found):
             return f"its forward returns {len(expected)} tensors, the fused forward {len(found)}"
-        for a, b in zip(expected, found, strict=True):
-            difference = _difference(a.detach(), b.detach())
-            if difference:
-                return difference
-            found_numbers = found_numbers or bool((a.isfinite() & (a != 0)).any())
+        difference = _first_difference(expected, found)
+        if difference:
+            return difference
+        found_numbers = found_numbers or any(bool((values.isfinite() & (values != 0)).any()) for values in expected)
     return "" if found_numbers else "its forward returns no finite nonzero values to compare"
 
 
@@ -160,64 +170,73 @@ def compare_whole(module: nn.Module, theirs: Numbers, ours: Numbers) -> str:
             found, expected = (forward(copied()) for forward in (ours, theirs))
     except Exception as error:  # an unknown forward may raise anything
         return f"its forward cannot be compared: {one_line(error)}"
-    return next(filter(None, map(_difference, expected, found)), "")
+    return _first_difference(expected, found)
 
 
-def changeable_parts(module: nn.Module, twin_of: Callable[[float], nn.Module], theirs: Numbers, known: Collection[str]) -> str:
-    """Return on which attribute or submodule a forward depends that the fused forward does not read, or "".
+class Watched:
+    """Calls a class's own forward on copies of a module, and collects the names of the attributes that it reads."""
 
-    The value of such a part may have no effect now, for example a temperature of 1 or dropout with a probability of 0, and
-    change later. Attributes without which the forward raises are sizes, and are allowed.
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self.names: set[str] = set()
+        self._cls = cls
+        self._subclass = _noting_reads(cls, self.names)
+
+    def __call__(self, copied: nn.Module, x: Tensor) -> Any:
+        copied.__class__ = self._subclass
+        try:
+            return cast(Any, self._cls).forward(copied, x)
+        finally:
+            copied.__class__ = self._cls
+
+
+def _noting_reads(cls: type[nn.Module], names: set[str]) -> type[nn.Module]:
+    def read(module: nn.Module, name: str) -> Any:
+        names.add(name)
+        return super(subclass, module).__getattribute__(name)
+
+    subclass = cast(
+        "type[nn.Module]", type(cls)(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__})
+    )
+    return subclass
+
+
+def ignored_reads(
+    module: nn.Module, names: Collection[str], known: Collection[str], twin_of: Callable[[float], nn.Module], theirs: Numbers
+) -> str:
+    """Return which attribute or submodule a forward reads that the fused forward does not, or "".
+
+    Its value may have no effect now, for example a temperature of 1 or dropout with a probability of 0, and change later.
+    Integers without which the forward raises are sizes, and are allowed, as are methods.
 
     Args:
         module: the module.
-        twin_of: returns a copy of the module, made by `twin`.
-        theirs: calls a copy with its own forward.
-        known: the attributes and submodules that the fused forward reads, or that no forward reads.
+        names: the names that `Watched` has collected.
+        known: the attributes that the fused forward reads, or that have no effect.
+        twin_of, theirs: see `compare_forwards`.
     """
-    values = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-    for held in (module._parameters, module._buffers, module._modules):
-        values.update({name: None for name, value in held.items() if value is None})
-    unknown = {n: value for n, value in values.items() if n not in known and (value is None or isinstance(value, _PLAIN))}
-    children = {name for name, child in module.named_children() if name not in known and type(child) not in _WITHOUT_STATE}
-    if not unknown and not children:
-        return ""
-    copied = nn.Module.train(twin_of(1.0), False)
-    called: set[str] = set()
-    handles = [
-        part.register_forward_pre_hook(partial(_note_call, called, name))
-        for name in children
-        for part in copied.get_submodule(name).modules()
-    ]
-    try:
-        expected = theirs(copied)
-    finally:
-        for handle in handles:  # copies of modules without state share the dict of hooks
-            handle.remove()
-    if called:
-        return f"its forward calls its submodule {min(called)}, whose changes the fused forward would ignore"
-    for name, value in unknown.items():
-        other = nn.Module.train(twin_of(1.0), False)
-        vars(other)[name] = _another(value)
-        try:
-            same = all(_difference(a, b) == "" for a, b in zip(expected, theirs(other), strict=True))
-        except Exception:  # a size that does not fit
-            same = value is not None
-        if not same:
-            return f"its forward depends on its attribute {name}, whose changes the fused forward would ignore"
+    tensors = module._parameters.keys() | module._buffers.keys()
+    for name in sorted(set(names) - tensors - _OF_EVERY_MODULE - set(known)):
+        held = name in vars(module) or name in module._modules
+        of_class = inspect.getattr_static(type(module), name, None)
+        if name.startswith("__") or (not held and (callable(of_class) or hasattr(of_class, "__get__"))):
+            continue
+        value = getattr(module, name, None)
+        if type(value) is int and _is_a_size(name, value, twin_of, theirs):
+            continue
+        what = "submodule" if isinstance(value, nn.Module) else "attribute"
+        return f"its forward reads its {what} {name}, whose changes the fused forward would ignore"
     return ""
 
 
-def _another(value: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, str):
-        return value + "-"
-    return 0.5 if value is None else value + 1
-
-
-def _note_call(called: set[str], name: str, *_: Any) -> None:
-    called.add(name)
+def _is_a_size(name: str, value: int, twin_of: Callable[[float], nn.Module], theirs: Numbers) -> bool:
+    """Return whether a forward raises for another value of the attribute."""
+    other = nn.Module.train(twin_of(1.0), False)
+    vars(other)[name] = value + 1
+    try:
+        theirs(other)
+    except Exception:
+        return True
+    return False
 
 
 def kind_of(layer: nn.Module) -> Kind:
@@ -245,19 +264,31 @@ def _holds_nothing(module: nn.Module) -> bool:
     return not any(vars(module)[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS))
 
 
+_is_on_its_own = ContextVar("_is_on_its_own", default=False)
+
+
 @contextmanager
 def on_its_own(device: torch.device) -> Iterator[None]:
-    """Disable inference mode and autocast, and preserve the random states of torch and Python."""
-    state = random.getstate()
+    """Disable inference mode, autocast and a default device, and preserve the random states of torch, Python and NumPy."""
+    if _is_on_its_own.get():
+        yield
+        return
+    state, numpy = random.getstate(), sys.modules.get("numpy")
+    of_numpy = numpy.random.get_state() if numpy else None
     with (
+        nullcontext() if torch.get_default_device().type == device.type else device,  # which slows every call down
         torch.inference_mode(False),
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
+        inside = _is_on_its_own.set(True)
         try:
             yield
         finally:
+            _is_on_its_own.reset(inside)
             random.setstate(state)
+            if numpy:
+                numpy.random.set_state(of_numpy)
 
 
 def layer_values(call: Call, grid: Tensor) -> Numbers:
@@ -295,6 +326,16 @@ def one_line(error: Exception) -> str:
     """Format an error's type and message in one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:200]}"
+
+
+def _first_difference(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> str:
+    """Return the first `_difference` of two sequences. One comparison suffices for small tensors that agree."""
+    small = sum(values.numel() for values in theirs) <= 4096
+    if small and all(a.shape == b.shape for a, b in zip(theirs, ours, strict=True)):
+        both = (torch.cat([values.detach().flatten() for values in side]) for side in (theirs, ours))
+        if torch.allclose(*both, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            return ""
+    return next(filter(None, (_difference(a.detach(), b.detach()) for a, b in zip(theirs, ours, strict=True))), "")
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> str:

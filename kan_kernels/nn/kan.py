@@ -128,7 +128,7 @@ class KAN(nn.Module):
                     before += [(tensor, tensor.detach().clone()) for tensor in (layer.grid, layer.spline_weight)]
                     layer.update_grid(x, margin, quantiles)
                 x = layer(x)
-        except Exception:
+        except BaseException:
             for tensor, value in before:
                 tensor.copy_(value)
             raise

@@ -1,6 +1,6 @@
 """Acceleration of pykan 0.2.8's `KANLayer` in place: its forward, its use in a network, and its grid updates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -17,11 +17,13 @@ from ..equivalence import (
     POINTS,
     Call,
     Kind,
-    changeable_parts,
+    Watched,
     changed,
+    chosen,
     compare_forwards,
     compare_whole,
     compared_edges,
+    ignored_reads,
     kind_of,
     layer_values,
     on_its_own,
@@ -33,8 +35,8 @@ from .edge_record import DenseRecord, EdgeRecord, KernelRecord, SymbolicEdges
 KIND = "pykan's KANLayer"
 _RANKS = {"grid": 2, "coef": 3, "mask": 2, "scale_base": 2, "scale_sp": 2}
 PARAMETERS = set(_RANKS)
-# What the fused forward reads, and what pykan's own reads at construction and in grid updates alone.
-_KNOWN = {"in_dim", "out_dim", "num", "k", "base_fun", "grid_eps", "device"}
+# The attributes that the fused forward reads, and sizes, which are compared with the shapes of the tensors
+_KNOWN = {"in_dim", "out_dim", "k", "base_fun"}
 
 
 class FusedKANLayer(Fused):
@@ -117,14 +119,19 @@ def recorded(layer: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | 
 
     `keep` copies the parameters, so that the record stays valid after the parameters change.
     """
-    fused = isinstance(layer, FusedKANLayer)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if fused and not hooked and not cast(Any, layer).grid.requires_grad:
+    fused, observed = isinstance(layer, FusedKANLayer), is_observed(layer)
+    if fused and not observed and not cast(Any, layer).grid.requires_grad:
         return kernel_record(layer, x, keep, symbolic)
-    if fused and hooked:
-        note_own_forward(layer, "its hooks may read every edge's values")
+    if fused and observed:
+        note_own_forward(layer, "its hooks or its own forward may read every edge's values")
     y, _, values, splines = layer(x)
     return DenseRecord(x, symbolic, torch.is_grad_enabled(), y, values, splines)
+
+
+def is_observed(layer: nn.Module) -> bool:
+    """Return whether a layer has hooks, or a forward of its own on the instance."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(hooked) or "forward" in vars(layer)
 
 
 def kernel_record(module: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | None) -> KernelRecord:
@@ -225,9 +232,9 @@ def _holdings_mismatch(module: nn.Module) -> str:
 def small_copy(layer: nn.Module, inputs: Sequence[int], outputs: Sequence[int], share: float) -> nn.Module:
     """Return a copy of pykan's own class with the edges between these inputs and outputs, and a fraction changed."""
     held = cast(Any, layer)
-    tensors = {"grid": held.grid.detach()[inputs].double()}
+    tensors = {"grid": chosen(held.grid, inputs).to(torch.float64, copy=True)}
     for name in PARAMETERS - {"grid"}:
-        tensors[name] = changed(getattr(held, name).detach()[inputs][:, outputs], share)
+        tensors[name] = changed(chosen(getattr(held, name), inputs, outputs), share)
     return twin(own_class(layer), layer, tensors, {"in_dim": len(inputs), "out_dim": len(outputs)})
 
 
@@ -237,25 +244,26 @@ def _compare_with_fused(layer: nn.Module) -> str:
     inputs, outputs = compared_edges(held.grid, torch.Size((O, I, M)))
     twin_of = partial(small_copy, layer, inputs, outputs)
     with on_its_own(held.grid.device):
-        grid = held.grid.detach()[inputs].double()
-        theirs, ours = (layer_values(forward, grid) for forward in _forwards(layer))
-        reason = compare_forwards(twin_of, theirs, ours) or changeable_parts(layer, twin_of, theirs, _KNOWN)
-    return reason if reason or (len(inputs), len(outputs)) == (I, O) else _compare_whole(layer)
+        grid, watched = chosen(held.grid, inputs).double(), Watched(type(layer))
+        theirs, ours = (layer_values(call, grid) for call in _calls(layer, watched))
+        reason = compare_forwards(twin_of, theirs, ours) or ignored_reads(layer, watched.names, _KNOWN, twin_of, theirs)
+        if reason or (len(inputs), len(outputs)) == (I, O):
+            return reason
+        return compare_whole(layer, *(whole_values(call, held.grid) for call in _calls(layer, watched)))
 
 
-def _compare_whole(layer: nn.Module) -> str:
-    held = cast(Any, layer)
-    with on_its_own(held.grid.device):
-        return compare_whole(layer, *(whole_values(forward, held.grid) for forward in _forwards(layer)))
-
-
-def _forwards(layer: nn.Module) -> list[Call]:
+def _calls(layer: nn.Module, own: Watched) -> list[Call]:
     """Return the layer's own forward and the fused one."""
-    return [partial(_returned, by) for by in (type(layer), fused_class(FusedKANLayer, type(layer)))]
+    fused = fused_class(FusedKANLayer, type(layer))
+
+    def ours(copied: nn.Module, x: Tensor) -> Any:
+        copied.__class__ = fused
+        return cast(Any, fused).forward(copied, x)
+
+    return [partial(_returned, own), partial(_returned, ours)]
 
 
-def _returned(by: type[nn.Module], copied: nn.Module, x: Tensor) -> list[Tensor]:
+def _returned(forward: Callable[[nn.Module, Tensor], Any], copied: nn.Module, x: Tensor) -> list[Tensor]:
     """Call a forward; of the splines, return the values at the probe's points, since pykan's are 0 for NaN."""
-    copied.__class__ = by
-    y, preacts, values, splines = cast(Any, by).forward(copied, x)
+    y, preacts, values, splines = forward(copied, x)
     return [y, preacts, values, splines[:POINTS]]

@@ -21,7 +21,7 @@ from ..class_swap import (
     own_class,
     unfuse,
 )
-from ..equivalence import Kind, compare_forwards, extreme_inputs, on_its_own, probe_inputs
+from ..equivalence import Kind, Watched, compare_forwards, extreme_inputs, ignored_reads, on_its_own, probe_inputs
 from . import layers as pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
 from .small import AFFINE, network_inputs, small_network
@@ -38,6 +38,21 @@ _RECORDS = (
     "subnode_actscale",
     "edge_actscale",
 )
+# The attributes that the fused forward reads
+_KNOWN = {
+    "act_fun",
+    "symbolic_fun",
+    "symbolic_enabled",
+    "depth",
+    "width",
+    "mult_arity",
+    "mult_homo",
+    "input_id",
+    "save_act",
+    "acts",
+    *AFFINE,
+    *_RECORDS,
+}
 # The reg_metric of pykan's `reg` -> the attribute that holds it after a forward or `attribute`.
 _METRICS = {
     "edge_forward_spline_n": "acts_scale_spline",
@@ -75,6 +90,9 @@ class FusedMultKAN(Fused):
     def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
         """Return y (N, O) for x (N, I); singularity_avoiding and y_th apply to symbolic edges."""
         net = cast(Any, self)
+        if net.symbolic_enabled and any(map(pykan_layers.is_observed, net.symbolic_fun)):
+            pykan_layers.note_own_forward(net, "a symbolic layer has hooks or another forward")
+            return net.peer.forward(net, x, singularity_avoiding, y_th)
         x = chosen = _chosen(x, net.input_id)
         acts = [x]
         records, affine, unused = [], [], []
@@ -253,6 +271,12 @@ def examine_network(net: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
     it = cast(Any, net)
     if not len(it.act_fun) == len(it.symbolic_fun) == it.depth >= 1:
         return Verdict(f"it has {len(it.act_fun)} layers and {len(it.symbolic_fun)} symbolic layers for a depth of {it.depth}")
+    with on_its_own(it.input_id.device):
+        return _examine_parts(net, known)
+
+
+def _examine_parts(net: nn.Module, known: dict[Kind, type[Fused]]) -> Verdict:
+    it = cast(Any, net)
     exchanges: list[Exchange] = []
     left = {}
     for l, layer in enumerate(it.act_fun):
@@ -278,10 +302,11 @@ def _forwards_mismatch(net: Any) -> str:
 
 
 def _compare_with_fused(net: nn.Module, known: list[bool]) -> str:
-    cls, fused = type(net), fused_class(FusedMultKAN, type(net))
+    cls, fused = type(net), cast(Any, fused_class(FusedMultKAN, type(net)))
+    watched = Watched(cls)
 
     def called(as_ours: bool, copied: Any) -> list[Tensor]:
-        copied.__class__ = by = cast(Any, fused if as_ours else cls)
+        copied.__class__ = fused if as_ours else cls
         for layer, its in zip(copied.act_fun, known, strict=True):
             if its:
                 layer.__class__ = fused_class(pykan_layers.FusedKANLayer, own_class(layer)) if as_ours else own_class(layer)
@@ -290,15 +315,15 @@ def _compare_with_fused(net: nn.Module, known: list[bool]) -> str:
         if not copied.training:  # extreme inputs in evaluation mode, where standard deviations are NaN and not compared
             x = torch.cat([x, extreme_inputs(len(grid), grid.device)])
         with torch.no_grad():
-            y = by.forward(copied, network_inputs(copied.input_id, x))
+            y = (fused.forward if as_ours else watched)(copied, network_inputs(copied.input_id, x))
             return [y, *copied.acts, *copied.acts_scale_spline, *copied.edge_actscale]
 
+    def twin_of(share: float) -> nn.Module:
+        return small_network(net, known, share, with_formulas=share == 1.0)
+
     with on_its_own(cast(Any, net).act_fun[0].grid.device):
-        return compare_forwards(
-            lambda share: small_network(net, known, share, with_formulas=share == 1.0),
-            partial(called, False),
-            partial(called, True),
-        )
+        reason = compare_forwards(twin_of, partial(called, False), partial(called, True))
+        return reason or ignored_reads(net, watched.names, _KNOWN, twin_of, partial(called, False))
 
 
 # Module-level functions for `OnDemand`, since networks are pickled.
