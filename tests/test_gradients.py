@@ -43,7 +43,7 @@ def second_order(t: Tensors, case: Case, fused: bool):
     g = t.g.detach().clone().requires_grad_()
     gradients = torch.autograd.grad(layer(leaf, t, case, fused), list(leaf.values()), g, create_graph=True)
     generator = torch.Generator().manual_seed(7)
-    total = sum((d * torch.randn(d.shape, generator=generator, dtype=torch.float64).to(d.dtype)).sum() for d in gradients)
+    total = sum((d * torch.randn(d.shape, generator=generator, dtype=torch.float64).to(d)).sum() for d in gradients)
     return torch.autograd.grad(total, [*leaf.values(), g])
 
 

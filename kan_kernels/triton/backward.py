@@ -21,7 +21,6 @@ from .heuristics import (
 from .matmul import dot, operand
 from .prepare import (
     Gradients,
-    Layout,
     base_name,
     constants,
     exact_mode,
@@ -29,6 +28,7 @@ from .prepare import (
     pack,
     prepare_knots,
     search_depth,
+    slices_of_edges,
     ways_of,
 )
 from .tiles import knots_are_for, load_tile
@@ -133,7 +133,7 @@ def spline_backward(
     (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
     K, needs = infer_spline_order(M, T), (need_spline_weight, need_spline_scaler, need_base_weight)
     plain = w is None and derivative == 0 and N > 0
-    if plain and regime("spline_backward", mode_of(x.dtype), N, I, O, K, M) == "tiny":
+    if plain and regime("spline_backward", mode_of(x.dtype), N, I, O, K, M, 0, False) == "tiny":
         return _in_one_pass(x, g, spline_weight, spline_scaler, grid, base_weight, activation, K, needs)
     slope = spline_backward_input(x, g, spline_weight, spline_scaler, grid, base_weight, activation, derivative + 1)
     gradients = spline_backward_weight(x, w, g, spline_weight, spline_scaler, grid, K, activation, derivative, *needs)
@@ -151,7 +151,7 @@ def _in_one_pass(
     S, rows = tiny_split(N)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 1, mode)
-        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True)).packed
         result = x.new_empty(N, I)
         partial = tables.step.new_empty(S, M + 1, I, O)
         gradients = Gradients(x, spline_weight, spline_scaler, (O, I, M), needs)

@@ -19,14 +19,15 @@ from .heuristics import (
 )
 from .matmul import power_of_two_scale, split_dot, unscaled
 from .prepare import (
-    Layout,
     base_name,
     constants,
+    is_hopper,
     mode_of,
     pack,
     prepare_knots,
     runs_on_reference,
     search_depth,
+    slices_of_edges,
     ways_of,
 )
 from .tiles import knots_are_for, load_tile
@@ -158,12 +159,13 @@ def spline_backward_input(
     K, mode = infer_spline_order(M, T), mode_of(x.dtype)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_backward_input", mode, N, I, O, K, M) == "wide":
-            effective = reference.scaled(spline_weight, spline_scaler)
-            return wide.backward_input(x, g, effective, tables, base_weight, activation, K, derivative, mode)
-        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1)))
+        if regime("spline_backward_input", mode, N, I, O, K, M, derivative, False) == "wide":
+            return wide.backward_input(
+                x, g, spline_weight, spline_scaler, tables, base_weight, activation, K, derivative, mode
+            )
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True))
         for way, guarded in ways_of(mode, K, derivative):
-            tiles = backward_input_tiles(mode, way)
+            tiles = backward_input_tiles(mode, way, is_hopper(x))
             backward_input_kernel[(ceil_div(N, tiles.BN) * ceil_div(I, tiles.BI),)](
                 x, *x.stride(), g, *g.stride(), *packed, tables.knots, tables.step, tables.origin, tables.uniform, result,
                 N, I, O, T, M, K=K, D=derivative, DEPTH=search_depth(T), BASE=base_name(base_weight, activation),

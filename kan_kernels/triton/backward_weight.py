@@ -23,6 +23,7 @@ from .prepare import (
     Gradients,
     constants,
     in_layout,
+    is_hopper,
     mode_of,
     prepare_knots,
     runs_on_reference,
@@ -224,10 +225,10 @@ def spline_backward_weight(
         return gradients.tensors
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_backward_weight", mode, N, I, O, K, M) == "wide":
+        if regime("spline_backward_weight", mode, N, I, O, K, M, derivative, w is not None) == "wide":
             wide.backward_weight(x, w, g, tables, gradients, K, M, activation, derivative, mode)
             return gradients.tensors
-        features, S, rows = backward_weight_split(mode, N, I, O, M)
+        features, S, rows = backward_weight_split(mode, N, I, O, M, is_hopper(x))
         weight = x if w is None else w
         for first in range(0, I, features):
             some = min(features, I - first)
@@ -235,7 +236,7 @@ def spline_backward_weight(
             partial = (tables.step.new_empty if spline else tables.step.new_zeros)(S, M + 1, some, O)
             base = need_base_weight
             for way, guarded in ways_of(mode, K, derivative):
-                tiles = backward_weight_tiles(mode, way, O)
+                tiles = backward_weight_tiles(mode, way, O, is_hopper(x))
                 columns = ceil_div(some, tiles.BI) * ceil_div(M, tiles.MC) * spline
                 columns += ceil_div(some, tiles.MC * tiles.BI) * base
                 backward_weight_kernel[(columns, ceil_div(O, tiles.BO), S)](

@@ -9,6 +9,10 @@
   nonzero values with Cox-de Boor from the position within the interval. It is as accurate for G = 100 as for G = 5.
 - "adaptive" supports any non-decreasing knots. It uses a binary search, then Cox-de Boor on the surrounding 2K knots.
 
+Knots are looked up one at a time. The hint `max_contiguous` claims that the knots of neighbouring features are contiguous.
+Without it, Triton picks another layout for these loads than for x and moves every tile through shared memory. The hint claims
+no alignment, so that Triton still loads single values.
+
 Comparison assigns the K+1 nonzero ("live") values to their bases: basis m = j - K + l has the l-th value of interval j.
 """
 
@@ -70,6 +74,8 @@ def evaluate(x, i, tables, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr
         near = tl.floor((x - tl.load(origin + i)[None, :]) * s - 0.5)  # the interval or the one before
         near = tl.minimum(tl.where(near > 0.0, near, 0.0), T - 2.0).to(tl.int32)  # 0 for NaN, for a valid index
         at = knots + (i * T)[None, :] + near
+        if at.shape[1] > 1:
+            at = tl.max_contiguous(at, [1, 4])  # see the top of this file
         low = tl.load(at)
         high = tl.load(at + 1)
         interval = near + (x >= high).to(tl.int32)
@@ -80,7 +86,10 @@ def evaluate(x, i, tables, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr
         interval = tl.zeros(x.shape, tl.int32)
         for k in tl.static_range(0, DEPTH):
             further = interval + (1 << (DEPTH - 1 - k))
-            knot = tl.load(at + tl.minimum(further, T - 1))
+            nearest = at + tl.minimum(further, T - 1)
+            if nearest.shape[1] > 1:
+                nearest = tl.max_contiguous(nearest, [1, 4])
+            knot = tl.load(nearest)
             interval = tl.where((further < T) & (x >= knot), further, interval)
         state = _from_interval(x, x >= tl.load(at), interval, K, D) + _live_adaptive(x, at, interval, T, K, D)
     return state
@@ -124,7 +133,10 @@ def _live_adaptive(x, at, interval, T, K: tl.constexpr, D: tl.constexpr):
     """Return the K+1 live values from the knots interval + 1 - K ... interval + K. A quotient by an empty span is 0."""
     around = ()
     for k in tl.static_range(0, 2 * K):
-        around = around + (tl.load(at + tl.minimum(tl.maximum(interval + (k + 1 - K), 0), T - 1)),)
+        nearest = at + tl.minimum(tl.maximum(interval + (k + 1 - K), 0), T - 1)
+        if nearest.shape[1] > 1:
+            nearest = tl.max_contiguous(nearest, [1, 4])
+        around = around + (tl.load(nearest),)
     values = (tl.full(x.shape, 1.0, x.dtype),)
     carry = values[0]
     for k in tl.static_range(1, K + 1):

@@ -24,7 +24,6 @@ from .matmul import dot, operand
 from .prepare import (
     OPTIONS,
     Gradients,
-    Layout,
     base_name,
     exact_mode,
     in_layout,
@@ -32,6 +31,7 @@ from .prepare import (
     pack,
     prepare_knots,
     search_depth,
+    slices_of_edges,
     uncompiled,
     ways_of,
 )
@@ -274,7 +274,7 @@ def edge_l1(
     K, mode = infer_spline_order(M, T), _mode(x)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 0, mode)
-        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True)).packed
         _, S, rows = edge_split(mode, N, I, O, 1)
         partial = tables.step.new_empty(S, I, O)
         chosen = edge_tiles(mode, False, O)
@@ -302,7 +302,7 @@ def edge_l1_backward(
     K, mode = infer_spline_order(M, T), _mode(x)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 1, mode)
-        packed = pack(spline_weight, spline_scaler, base_weight, mode, Layout(M, (O, I * O, 1), (O, 1))).packed
+        packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True)).packed
         result = x.new_empty((N, I) if need_input else 0)
         gradients = Gradients(x, spline_weight, spline_scaler, (O, I, M), needs)
         chosen = edge_tiles(mode, True, O)

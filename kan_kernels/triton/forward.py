@@ -22,11 +22,13 @@ from .prepare import (
     Layout,
     base_name,
     constants,
+    is_hopper,
     mode_of,
     pack,
     prepare_knots,
     runs_on_reference,
     search_depth,
+    slices_of_edges,
     ways_of,
 )
 from .tiles import knots_are_for, load_tile, row_bounds
@@ -124,6 +126,9 @@ def _forward(xs, ws, weights, tables, y, N, I, O, M, blocks,
                     a = basis_slice(state, m, K, D, WAY)
                     tile = _add_product(a, tile, weights, first, at, (i < end)[:, None] & mask_o[None, :], MODE)
                     first += I.to(tl.int64) * O
+                    if MODE == "fp16x3" and m == SLICES // 2:
+                        acc += tile
+                        tile = tl.zeros((BN, BO), compute)
             else:
                 column = tl.arange(0, MC * BI)
                 padded = tl.cdiv(M, MC) * MC
@@ -133,6 +138,9 @@ def _forward(xs, ws, weights, tables, y, N, I, O, M, blocks,
                 for m0 in tl.range(0, M, MC, num_stages=STAGES):
                     a = bases_tile(state, m0, M, K, D, WAY, MC)
                     tile = _add_product(a, tile, weights, first + m0, at, mask_b, MODE)
+                    if MODE == "fp16x3":
+                        acc += tile
+                        tile = tl.zeros((BN, BO), compute)
         if BASE != "none":
             WIDTH: tl.constexpr = 16 if BI < 16 else BI  # a product sums over at least 16
             if BI < 16:
@@ -190,21 +198,20 @@ def spline_forward(
     K, mode = infer_spline_order(M, T), mode_of(x.dtype)
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_forward", mode, N, I, O, K, M) == "wide":
-            effective = reference.scaled(spline_weight, spline_scaler)
-            return wide.forward(x, w, effective, tables, base_weight, activation, K, derivative, mode)
+        if regime("spline_forward", mode, N, I, O, K, M, derivative, w is not None) == "wide":
+            return wide.forward(x, w, spline_weight, spline_scaler, tables, base_weight, activation, K, derivative, mode)
         unrolled = forward_unrolled(I, M, w is not None, _is_blackwell(x))
         S, of_program = forward_split(N, I, O, unrolled)
         if unrolled:
-            layout = Layout(M, (1, O * I, I), (1, I))
+            layout = slices_of_edges(M, I, O, outputs_last=False)
         else:
             padded = ceil_div(M, forward_bases(unrolled)) * forward_bases(unrolled)
-            layout = Layout(padded, (padded, 1, I * padded), (1, I))
+            layout = Layout(padded, (padded, 1, I * padded), (1, I), padded * I * O, (padded + 1) * I * O)
         packed = pack(spline_weight, spline_scaler, base_weight, mode, layout)
         y = x.new_empty(N, O) if S == 1 else tables.step.new_empty(S, N, O)
         weight = x if w is None else w
         for way, guarded in ways_of(mode, K, derivative):
-            tiles = forward_tiles(mode, way, I, O, unrolled)
+            tiles = forward_tiles(mode, way, I, O, unrolled, is_hopper(x))
             forward_kernel[(ceil_div(N, tiles.BN), ceil_div(O, tiles.BO), S)](
                 x, *x.stride(), weight, *weight.stride(), *packed, *tables, y, N, I, O, T, M, of_program,
                 K=K, D=derivative, DEPTH=search_depth(T), WEIGHTED=w is not None,

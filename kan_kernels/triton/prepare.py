@@ -92,6 +92,11 @@ def exact_mode() -> str:
     return "tf32x3" if torch.version.hip is None else "ieee"
 
 
+def is_hopper(x: Tensor) -> bool:
+    """Return whether x is on a Hopper GPU; true for Triton's interpreter, so that its tests use the same tiles."""
+    return not x.is_cuda or (torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9)
+
+
 def constants(tiles: Tiles) -> dict[str, int]:
     """Return a launch's constants for its tiles, and compiler options."""
     return tiles.options(amd=torch.version.hip is not None) | OPTIONS
@@ -138,16 +143,24 @@ class Packed(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Memory layout of packed weights: slices for the bases, padded with zeros, then base_weight."""
+    """Memory layout of packed weights: slices for the bases, padded with zeros, and base_weight."""
 
     slices: int
     strides: tuple[int, int, int]  # of i, m, o
     base_strides: tuple[int, int]  # of i, o
+    base: int  # offset of base_weight
+    size: int
+
+
+def slices_of_edges(slices: int, I: int, O: int, outputs_last: bool) -> Layout:
+    """Return the layout (slices, O, I), or (slices, I, O), followed by base_weight."""
+    in_slice = (O, 1) if outputs_last else (1, I)
+    return Layout(slices, (in_slice[0], I * O, in_slice[1]), in_slice, slices * I * O, (slices + 1) * I * O)
 
 
 def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tensor | None, mode: str, layout: Layout) -> Packed:
     O, I, M = spline_weight.shape
-    packed = spline_weight.new_empty((layout.slices + 1) * I * O, dtype=OPERANDS[mode])
+    packed = spline_weight.new_empty(layout.size, dtype=OPERANDS[mode])
     packed_rest = torch.empty_like(packed) if mode == "fp16x3" else packed
     BR, BO = 2048 // next_power_of_two(O, 16, 128), next_power_of_two(O, 16, 128)
     programs = next_power_of_two(ceil_div(I * (M + 1), BR), 1, 256)
@@ -163,7 +176,7 @@ def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tenso
         packing.largest_kernel[(programs,)](*tensors, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS)
     packing.pack_kernel[(ceil_div(I, 32) * ceil_div(O, 32) * (layout.slices + 1),)](
         *tensors, largest, packed, packed_rest, inverse_scale, *strides,
-        *layout.strides, layout.slices * I * O, *layout.base_strides, layout.slices, I, M, O,
+        *layout.strides, layout.base, *layout.base_strides, layout.slices, I, M, O,
         TRANSPOSED=layout.base_strides[0] == 1, MODE=mode, PROGRAMS=programs, BI=32, BO=32, num_warps=4, **has, **OPTIONS,
     )  # fmt: skip
     return Packed(packed, packed_rest, inverse_scale)

@@ -21,7 +21,8 @@ from kan_kernels.triton.backward_input import backward_input_kernel
 from kan_kernels.triton.backward_weight import backward_weight_kernel
 from kan_kernels.triton.edge_l1 import edge_l1_backward_input_kernel, edge_l1_backward_weight_kernel, edge_l1_kernel
 from kan_kernels.triton.forward import forward_kernel
-from kan_kernels.triton.wide import bases_kernel, contract_kernel
+from kan_kernels.triton.product import product_kernel
+from kan_kernels.triton.wide import bases_kernel, contract_kernel, largest_of_columns_kernel, split_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -40,6 +41,8 @@ TYPES = {
     "fp64": ("fp64", "fp64", "fp64"),
 }
 SMALL_TYPES = {"tf32x3": ("fp32", "fp32", "fp32"), "ieee": ("fp32", "fp32", "fp32")}
+SIZES = ("I", "O", "R", "C", "L", "stride", "pitch", "features")
+EVEN_STRIDES = ("stride_n", "stride_m", "a_stride", "stride_c")
 MATRIX_INSTRUCTION = r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b"
 
 
@@ -58,9 +61,9 @@ class Configuration:
         return "-".join([self.name, self.mode, *(f"{k}{v}" for k, v in shown.items() if v is not False)])
 
 
-def configuration(kernel, mode: str, tiles: heuristics.Tiles, **constants) -> Configuration:
+def configuration(kernel, mode: str, tiles: heuristics.Tiles | dict[str, int], **constants) -> Configuration:
     usual = {"K": 3, "DEPTH": 4, "BASE": "silu", "MODE": mode, "WEIGHTED": False, "SPLINE": True, "SLICES": 0}
-    constants = usual | tiles.options() | constants
+    constants = usual | (tiles if isinstance(tiles, dict) else tiles.options()) | constants
     warps = constants.pop("num_warps")
     wanted = {k: v for k, v in constants.items() if k in kernel.arg_names}
     return Configuration(kernel, kernel.__name__.removesuffix("_kernel"), mode, tuple(wanted.items()), warps)
@@ -75,9 +78,9 @@ def ways(
         for I, O, M in shapes:
             unrolled = heuristics.forward_unrolled(I, M, constants.get("WEIGHTED", False), target == "sm_100")
             three = (
-                (forward_kernel, heuristics.forward_tiles(mode, way, I, O, unrolled)),
-                (backward_input_kernel, heuristics.backward_input_tiles(mode, way)),
-                (backward_weight_kernel, heuristics.backward_weight_tiles(mode, way, O)),
+                (forward_kernel, heuristics.forward_tiles(mode, way, I, O, unrolled, target == "sm_90")),
+                (backward_input_kernel, heuristics.backward_input_tiles(mode, way, target == "sm_90")),
+                (backward_weight_kernel, heuristics.backward_weight_tiles(mode, way, O, target == "sm_90")),
             )
             for kernel, tiles in (three[k] for k in kernels):
                 one = configuration(kernel, mode, tiles, SLICES=unrolled, **common)
@@ -116,10 +119,22 @@ def small_and_wide(target: str) -> list[Configuration]:
             for I in (2, 8):
                 one = configuration(tiny_backward_kernel, mode, heuristics.tiny_tiles(I), WAY=way, GUARDED=guarded)
                 found.setdefault(str(one), one)
-            for kernel in (bases_kernel, contract_kernel):
-                if mode != exact:
-                    one = configuration(kernel, mode, heuristics.BASES_TILES, WAY=way, GUARDED=guarded, D=1)
+    for mode in ("fp16x3", "tf32", "bf16", "fp16"):
+        for D in (0,) if mode == "fp16x3" else (0, 1):
+            for way, guarded in prepare.ways_of(mode, 3, D):
+                common = {"WAY": way, "GUARDED": guarded, "D": D, "SLICES": 8}
+                common["SCALES"] = "columns" if mode == "fp16x3" else "none"
+                for kernel in (bases_kernel, contract_kernel):
+                    one = configuration(kernel, mode, heuristics.bases_tiles(256), **common)
                     found.setdefault(str(one), one)
+    split = {"BN": 32, "BO": 64, "num_warps": 4, "ROWS": False}
+    found["split"] = configuration(split_kernel, "fp16x3", split)
+    columns = {"BN": 32, "BC": 64, "num_warps": 4, "ABSOLUTE": True}
+    found["columns"] = configuration(largest_of_columns_kernel, "fp16x3", columns)
+    for columns in (32, 64, 256):
+        for turned in (False, True):
+            one = configuration(product_kernel, "fp16x3", heuristics.product_tiles(columns, target == "sm_90"), TURNED=turned)
+            found.setdefault(f"{one}-{columns}-{turned}", one)
     return list(found.values())
 
 
@@ -162,19 +177,20 @@ def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], di
     tensors, operands, sums = (TYPES | SMALL_TYPES)[one.mode]
     types = dict.fromkeys(("x", "w", "g", "r", "y", "result", "spline_weight", "spline_scaler", "base_weight"), tensors)
     types |= dict.fromkeys(("grid", "spline_weight_gradient", "spline_scaler_gradient", "base_weight_gradient"), tensors)
-    types |= dict.fromkeys(("packed", "packed_rest", "bases", "base_values"), operands)
-    types |= dict.fromkeys(("inverse_scale", "largest"), "fp32")
-    types |= dict.fromkeys(("knots", "step", "origin", "steepness", "partial", "summed", "along", "along_base"), sums)
+    types |= dict.fromkeys(("packed", "packed_rest", "bases", "bases_rest", "high", "low"), operands)
+    types |= dict.fromkeys(("a", "a_low", "b", "b_low"), operands)
+    types |= dict.fromkeys(("inverse_scale", "largest", "bound", "inverse", "a_inverse", "b_inverse", "c"), "fp32")
+    types |= dict.fromkeys(("knots", "step", "origin", "steepness", "partial", "summed", "along"), sums)
     types["uniform"] = "i32"
     names = one.kernel.arg_names
     constants = dict(one.constants)
-    last = ("x_stride_i", "w_stride_i", "g_stride_o", "r_stride_o", "grid_stride_t", "gradient_stride_i")
-    last += ("spline_weight_stride_m", "spline_scaler_stride_i", "base_weight_stride_i")
+    last = ("x_stride_i", "x_stride_c", "w_stride_i", "g_stride_o", "r_stride_o", "grid_stride_t", "gradient_stride_i")
+    last += ("spline_weight_stride_m", "spline_scaler_stride_i", "base_weight_stride_i", "b_stride_l")
     constants |= {name: 1 for name in last if name in names}
     plain = {name: f"*{types[name]}" if name in types else "i32" for name in names}
     if "tolerance" in names:
         plain["tolerance"] = "fp32"
-    aligned = [name for name in names if name in types or name in ("I", "O") or name.endswith(("stride_n", "stride_m"))]
+    aligned = [name for name in names if name in types or name in SIZES or name.endswith(EVEN_STRIDES)]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants}
     return {k: "constexpr" if k in constants else v for k, v in plain.items()}, constants, attributes
 
@@ -274,18 +290,18 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
     ("sm_90", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 15,
     ("sm_80", "backward_weight-fp16x3-K3-BO32-BI16-MC8-D0-WAYuniform"): 4,
-    ("sm_80", "forward-fp64-K3-SLICES8-BO32-BI16-MC1-D0-WAYadaptive"): 3,
+    ("sm_80", "forward-fp64-K3-SLICES8-BO32-BI16-MC1-D0-WAYadaptive"): 11,
     ("sm_80", "forward-tf32-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_80", "forward-tf32-K3-SLICES8-BO128-BI16-MC1-D0-WAYdirect"): 44,
     ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 3,
     ("sm_100", "backward_weight-bf16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
     ("sm_100", "backward_weight-fp16-K3-BO128-BI16-MC8-D0-WAYdirect"): 2,
     ("sm_100", "backward_weight-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
-    ("sm_100", "backward_input-fp64-K3-BO32-BI16-MC4-D1-WAYadaptive"): 3,
+    ("sm_100", "backward_input-fp64-K3-BO32-BI16-MC4-D1-WAYadaptive"): 6,
     ("sm_100", "forward-bf16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 6,
     ("sm_100", "tiny_backward-tf32-K3-BO32-BI8-MC8-WAYadaptive"): 12,
-    ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 24,
+    ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYadaptive"): 45,
     ("sm_90", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 2,
     ("sm_90", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 6,
@@ -294,14 +310,30 @@ SPILLS_OF_TRITON_36 = {
     ("sm_90", "edge_l1_backward_weight-fp16-K3-BO32-MC16-WAYadaptive"): 13,
     ("sm_90", "edge_l1_backward_weight-fp16-K3-BO32-MC16-WAYdirect"): 13,
     ("sm_90", "edge_l1_backward_weight-tf32-K3-BO32-MC16-WAYadaptive"): 8,
+    ("sm_80", "forward-fp16x3-K3-SLICES8-BO128-BI16-MC1-D0-WAYadaptive"): 5,
+    ("sm_80", "forward-tf32-K3-SLICES0-BO64-BI8-MC8-D0-WAYadaptive"): 3,
+    ("sm_100", "backward_input-tf32-K3-BO32-BI16-MC8-D1-WAYadaptive"): 27,
+    ("sm_100", "forward-bf16-K3-SLICES0-BO64-BI8-MC8-D0-WAYadaptive"): 5,
+    ("sm_100", "forward-fp16-K3-SLICES0-BO64-BI8-MC8-D0-WAYadaptive"): 5,
+    ("sm_80", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 29,
+    ("sm_100", "tiny_backward-tf32x3-K3-BO32-BI8-MC8-WAYuniform"): 33,
 }
 if heuristics.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
+# Hopper's tiles were chosen by their time on an H200. They spill with some degrees and orders; tiles without spills are slower.
+TIMED_SPILLS = {
+    ("forward", "fp16x3"): 22,
+    ("backward_input", "fp16x3"): 100,
+    ("backward_input", "tf32"): 85,
+    ("backward_input", "bf16"): 56,
+    ("backward_weight", "fp16x3"): 27,
+    ("backward_weight", "bf16"): 20,
+}
 
 
 def fills_a_warpgroup(one: Configuration) -> bool:
     """Whether the products have the 64 rows that Hopper's take, of types they take."""
-    rows = {"forward": "BN", "backward_input": "BN", "backward_weight": "BO"}.get(one.name)
+    rows = {"forward": "BN", "backward_input": "BN", "backward_weight": "BO", "product": "BR"}.get(one.name)
     return rows is not None and dict(one.constants)[rows] >= 64 and one.mode != "fp64"
 
 
@@ -320,7 +352,8 @@ def check(target: str, one: Configuration, tmp_path: Path, products: bool = True
         assert found["products"] > 0 or not products, "no tensor cores"
     if target == "sm_90" and fills_a_warpgroup(one):
         assert "wgmma.mma_async" in kernel.asm["ptx"], "not Hopper's products"
-    assert found["spills"] <= SPILLS.get((target, str(one)), 0), found
+    timed = TIMED_SPILLS.get((one.name, one.mode), 0) if target == "sm_90" else 0
+    assert found["spills"] <= max(timed, SPILLS.get((target, str(one)), 0)), (target, str(one), found["spills"])
 
 
 @pytest.mark.parametrize(("target", "one"), [(t, one) for t in TARGETS for one in training_steps(t)], ids=str)
@@ -330,7 +363,7 @@ def test_training_steps(target, one, tmp_path):
 
 @pytest.mark.parametrize(("target", "one"), [(t, one) for t in TARGETS for one in small_and_wide(t)], ids=str)
 def test_small_and_wide_layers(target, one, tmp_path):
-    check(target, one, tmp_path, products=one.name == "tiny_backward")
+    check(target, one, tmp_path, products=one.name in ("tiny_backward", "product"))
 
 
 # Of an old Triton a part, for time.
@@ -353,9 +386,9 @@ def test_sizes_of_one(ones):
     """Every kernel takes constants for its sizes."""
     kernels: dict[object, Configuration] = {}
     for one in training_steps("sm_90") + small_and_wide("sm_90") + edges("sm_90") + parameter_kernels():
-        if not dict(one.constants).get("SLICES"):  # which takes 16 features or more
+        if one.kernel is not forward_kernel or not dict(one.constants)["SLICES"]:  # which takes 16 features or more
             kernels.setdefault(one.kernel, one)
-    assert len(kernels) == 13
+    assert len(kernels) == 16
     for one in kernels.values():
         compile_for(one, "sm_90", ones)
 

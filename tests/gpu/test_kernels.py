@@ -190,17 +190,29 @@ assert mode_of(torch.float32) == "fp16x3"
 
 
 def use_regime(monkeypatch, name: str) -> None:
+    """Use a regime wherever it is available."""
+
+    def regime(*arguments):
+        operator, mode, _, _, _, K, _, D, weighted = arguments
+        return name if name != "wide" or heuristics.has_wide(operator, mode, K, D, weighted) else "fused"
+
     for module in ("forward", "backward_input", "backward_weight", "backward"):
-        monkeypatch.setattr(sys.modules[f"kan_kernels.triton.{module}"], "regime", lambda *a: name)
+        monkeypatch.setattr(sys.modules[f"kan_kernels.triton.{module}"], "regime", regime)
 
 
-@pytest.mark.parametrize(
-    "case", [Case(150, 17, 9, scaled=True, weighted=True), Case(37, 5, 9, G=20, K=2, knots="adaptive", base=None)], ids=str
-)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("order", [0, 1, 4])
+WIDE = [
+    Case(150, 17, 9, scaled=True),
+    Case(70, 16, 16, base="identity"),
+    Case(150, 17, 9, scaled=True, weighted=True),
+    Case(37, 5, 9, G=20, K=2, knots="adaptive", base=None),
+]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("order", [0, 1, 2])
 def test_wide(monkeypatch, case, dtype, order):
-    """The regime of many outputs, in several parts."""
+    """The regime of large problems, in several parts."""
     use_regime(monkeypatch, "wide")
     monkeypatch.setattr(heuristics, "WIDE_SCRATCH_BYTES", 60_000)
     for operator in OPERATORS:
@@ -236,12 +248,20 @@ def test_gradients_lie_in_memory_as_the_weights(monkeypatch, regime, N, order):
 
 
 def test_the_regimes():
-    """The figures of `heuristics.regime`'s docstring."""
-    assert heuristics.regime("spline_forward", "bf16", 16384, 1024, 1024, 3, 8) == "wide"
-    assert heuristics.regime("spline_forward", "fp16x3", 16384, 1024, 1024, 3, 8) == "fused"
-    assert heuristics.regime("spline_forward", "bf16", 65536, 256, 256, 3, 8) == "fused"
-    assert heuristics.regime("spline_backward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "tiny"
-    assert heuristics.regime("spline_forward", "fp16x3", 1_000_000, 8, 32, 3, 8) == "fused"
+    """The figures of `heuristics.prefers_wide`'s docstring."""
+
+    def chosen(operator: str, mode: str, N: int, I: int, O: int) -> str:
+        return heuristics.regime(operator, mode, N, I, O, 3, 8, 0, False)
+
+    assert chosen("spline_forward", "bf16", 16384, 1024, 1024) == "wide"
+    assert chosen("spline_forward", "fp16x3", 65536, 256, 256) == "wide"
+    assert chosen("spline_forward", "fp16x3", 65536, 128, 128) == "fused"
+    assert chosen("spline_backward_input", "tf32", 65536, 784, 10) == "wide"
+    assert chosen("spline_backward_weight", "tf32", 65536, 784, 10) == "fused"
+    assert chosen("spline_backward_weight", "tf32", 65536, 64, 64) == "wide"
+    assert chosen("spline_backward_weight", "tf32", 1024, 64, 64) == "fused"
+    assert chosen("spline_backward", "fp16x3", 1000, 8, 32) == "tiny"
+    assert chosen("spline_backward", "fp16x3", 1_000_000, 8, 32) == "fused"
     assert heuristics.forward_split(256, 784, 64, unrolled=8)[0] > 1
     assert heuristics.forward_split(65536, 64, 64, unrolled=8)[0] == 1
 
@@ -283,7 +303,8 @@ def test_gradients(case, derivatives, dtype):
         other = derivatives(t, case, False)
     for value, truth, rounded in zip(values, exact, other, strict=True):
         scale = truth.abs().max()
-        allowed = 2 * (rounded - truth).abs().max() / scale + 8 * torch.finfo(dtype).eps
+        # The reference has no error against itself, so float64 gets what degree 7 needs on a GPU.
+        allowed = 2 * (rounded - truth).abs().max() / scale + 32 * torch.finfo(dtype).eps
         assert (value.cpu() - truth).abs().max() / scale <= allowed
 
 
