@@ -48,7 +48,7 @@ test-gpu-code: $(EXTENSION) $(TRITON_36)/installed
 # line of the measurements without a GPU, in Triton's interpreter.
 gpu: $(if $(DRY),$(EXTENSION))
 	$(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py tests/gpu/test_edge_kernels.py -W ignore \
-	  $(if $(DRY),-k same_bits,--extent full -n 8) $(ARGS)
+	  --extent full -n 8 --dist worksteal $(if $(DRY),-k same_bits) $(ARGS)
 	$(GPU_PYTHON) bench/gpu.py $(if $(DRY),--dry-run)
 
 # The commands of docs/install.md as they stand there, in a new environment that has torch and nothing else.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import kan_kernels as kk
 from kan_kernels import reference
 
-PYKAN_BYTES = 2e9  # pykan keeps at least three (N, I, O) tensors; larger cases take too long
+PYKAN_BYTES = {"cpu": 2e9, "cuda": 8e9}  # pykan keeps at least three (N, I, O) tensors; larger cases take too long
 
 
 class Unavailable(Exception):
@@ -97,16 +97,17 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
     except ImportError as error:
         raise Unavailable(f"not installed: {error}") from error
     size = 3 * 4 * case.N * case.I * case.O
-    if size > PYKAN_BYTES:
+    if size > PYKAN_BYTES[t.x.device.type]:
         raise Unavailable(f"its (N, I, O) tensors would take {size / 1e9:.1f} GB")
     # The constructor solves a least-squares problem per edge, so build a layer of one edge and then set all of them.
     layer = kan.KANLayer(in_dim=1, out_dim=1, num=case.G, k=case.K)
     layer.in_dim, layer.out_dim = case.I, case.O
-    constants = {"grid": t.grid, "mask": torch.ones(case.I, case.O)}
+    ones = t.grid.new_ones(case.I, case.O)
+    constants = {"grid": t.grid, "mask": ones}
     trained = {
         "coef": t.spline_weight.transpose(0, 1).contiguous(),
         "scale_base": t.base_weight.t().contiguous(),
-        "scale_sp": torch.ones(case.I, case.O),
+        "scale_sp": ones,
     }
     for key, value in (constants | trained).items():
         setattr(layer, key, torch.nn.Parameter(value, requires_grad=key in trained))
@@ -116,6 +117,7 @@ def pykan(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def _of_module(name: str, module: torch.nn.Module, t: Tensors, version: str) -> Layer:
+    module.to(t.x.device)
     x = t.x.detach().requires_grad_()
     return Layer(name, lambda: module(x), [x, *(p for p in module.parameters() if p.requires_grad)], t.g, version)
 

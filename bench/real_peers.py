@@ -48,5 +48,8 @@ def _from_checkout(name: str, variable: str, folder: str) -> tuple[ModuleType, s
     if not checkout:
         return module, "installed"
     git = ["git", "-C", checkout, "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return module, found.stdout.strip() or "unknown commit"
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return module, commit or "unknown commit"

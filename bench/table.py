@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from cases import GPU_BENCH_CASES
-from records import LAYER_KEY, RESULTS, Record, newest, read
+from records import LAYER_KEY, Record, newest, read
 from roofline import H200, PRECISIONS, least_milliseconds
 
 ROOT = Path(__file__).parent.parent
@@ -217,64 +217,40 @@ def stages(records: list[Record]) -> list[list[str]]:
     return [[f"ms (share of the {peak:.0f} GFLOP/s peak)", *shapes], *rows]
 
 
-@dataclass(frozen=True)
-class GpuBlock(Block):
-    """A table that contains predictions if there are no measurements yet."""
-
-    def records(self) -> list[Record]:
-        return read(newest(self.results), self.key) if any(RESULTS.glob(f"*-{self.results}.jsonl")) else []
+GPU_RIVALS = ("nn.Linear", "nn.Linear(I, O)", "efficient-kan", "fast-kan", "pykan", "reference")
 
 
 def gpu(records: list[Record]) -> list[list[str]]:
-    """A row per case and precision: the limits of the roofline, and the measurements."""
-    if not records:
-        headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "step: limit, ms"]
-        limits = [
-            [f"{least_milliseconds(case, precision, mode):.3g}" for mode in ("forward", "step")]
-            for case in GPU_BENCH_CASES.values()
-            for precision in PRECISIONS
-        ]
-        names = [
-            [f"{name} ({case.I}→{case.O}, {case.N}, {case.G})", precision]
-            for name, case in GPU_BENCH_CASES.items()
-            for precision in PRECISIONS
-        ]
-        return [headings, *(name + limit for name, limit in zip(names, limits, strict=True))]
+    """A row per case and precision: times, the roofline's limits, and how many times as long the rivals' steps take."""
     found = {(r["case"], r["precision"], r["mode"], r["provider"]): r for r in records}
-    rivals = ("reference", "reference + torch.compile", "nn.Linear")
-    headings = ["case (I→O, N, G)", "precision", "forward: limit, ms", "forward, ms", "of the GEMM alone", "step: limit, ms"]
-    table = [[*headings, "step, ms", *(f"vs {rival}" for rival in rivals), "peak MB"]]
+    headings = ["case (I→O, N, G)", "precision", "forward, ms", "limit", "step, ms", "limit", "launched, ms"]
+    table = [[*headings, *(f"vs {rival}" for rival in GPU_RIVALS), "peak MB"]]
     for name, case in GPU_BENCH_CASES.items():
         for precision in PRECISIONS:
-
-            def milliseconds(mode: str, provider: str, key=(name, precision)) -> float | None:
-                record = found.get((*key, mode, provider))
-                return None if record is None else record["median_ms"]
-
-            def ratio(mode: str, rival: str, milliseconds=milliseconds) -> str:
-                ours, theirs = milliseconds(mode, "kan_kernels"), milliseconds(mode, rival)
-                return "-" if ours is None or theirs is None else f"{theirs / ours:.2f}x"
-
-            def shown(mode: str, milliseconds=milliseconds) -> str:
-                ours = milliseconds(mode, "kan_kernels")
-                return "-" if ours is None else f"{ours:.3g}"
-
+            ours = {mode: found.get((name, precision, mode, "kan_kernels")) for mode in ("forward", "step")}
+            if None in ours.values():
+                continue
             cells = [f"{name} ({case.I}→{case.O}, {case.N}, {case.G})", precision]
-            cells += [f"{least_milliseconds(case, precision, 'forward'):.3g}", shown("forward"), ratio("forward", GEMMS[0])]
-            cells += [f"{least_milliseconds(case, precision, 'step'):.3g}", shown("step")]
-            cells += [ratio("step", rival) for rival in rivals]
-            table.append([*cells, megabytes(found.get((name, precision, "step", "kan_kernels")) or {"peak_mb": None})])
+            for mode, record in ours.items():
+                cells += [f"{device_ms(record):.3g}", f"{least_milliseconds(case, precision, mode):.3g}"]
+            cells.append(f"{ours['step']['median_ms']:.3g}")
+            for rival in GPU_RIVALS:
+                record = found.get((name, precision, "step", rival))
+                cells.append(f"{device_ms(record) / device_ms(ours['step']):.2f}x" if record else "n/a")
+            table.append([*cells, megabytes(ours["step"])])
     return table
 
 
+def device_ms(record: Record) -> float:
+    """The time in a CUDA graph, or the time of the call if it was not captured, which then is one of large kernels."""
+    return record["graph_ms"] or record["median_ms"]
+
+
 def gpu_footnote(records: list[Record]) -> str:
-    limit = f"Limits: `bench/roofline.py`'s for an {H200.name}."
-    if not records:
-        return f"Not measured on a GPU yet. {limit} Reproduce: `make gpu`."
     machine = records[-1]["machine"]
     return (
-        f"float32 on {machine['gpu']}, kan_kernels {machine['kan_kernels']}, torch {machine['torch']}, {machine['date']}."
-        f" {limit} Reproduce: `make gpu`."
+        f"float32 on {machine['gpu']}, kan_kernels {machine['kan_kernels']}, torch {machine['torch']}, triton"
+        f" {machine['triton']}, {machine['date']}. Limits: `bench/roofline.py`'s for an {H200.name}. Reproduce: `make gpu`."
     )
 
 
@@ -303,6 +279,7 @@ class Claims(Block):
                 f"- **Fast.** A training step of a {ours['I']}→{ours['O']} layer (G = {ours['G']}, K = {ours['K']},"
                 f" {ours['N']} rows), against an `nn.Linear` with as many parameters ({linear}) and other KAN layers:",
                 *(f"  - {_step_claim(step)}" for step in steps),
+                f"  - {_gpu_claim()}",
                 f"- **Small.** The step needs {ours['peak_mb']:.1f} MB beyond its inputs and parameters; dense bases need"
                 f" {steps[0]['reference']['peak_mb']:.0f} MB.",
                 f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers faster ({gains}) and pykan's"
@@ -338,6 +315,17 @@ def _gains(instruction_set: str) -> str:
     return f"{median:.1f} times, median of {len(gains)} comparisons, the least {least:.2f}, {processor(records[-1])}"
 
 
+def _gpu_claim() -> str:
+    """The step of one case on a GPU, in torch's default precision."""
+    records = read(newest("gpu"), ("case", "precision", "mode", "provider"))
+    step = {r["provider"]: r for r in records if (r["case"], r["precision"], r["mode"]) == ("256", "highest", "step")}
+    ours, machine = step["kan_kernels"], step["kan_kernels"]["machine"]
+    names = {"nn.Linear": "`nn.Linear`", "efficient-kan": "efficient-kan", "fast-kan": "fast-kan", "reference": "dense bases"}
+    others = ", ".join(f"{name} {device_ms(step[p]) / device_ms(ours):.1f}" for p, name in names.items() if p in step)
+    size = f"{ours['I']}→{ours['O']}, {ours['N']} rows"
+    return f"{machine['gpu']}, {size}, in a CUDA graph: {device_ms(ours):.1f} ms; times as long: {others}"
+
+
 def processor(record: Record) -> str:
     machine, threads = record["machine"], record["threads"]
     return f"{machine['cpu']}, {machine['instruction_set']} kernels, {threads} thread{'s' * (threads > 1)}"
@@ -371,7 +359,7 @@ BLOCKS = (
         for threads in (2, 1)
     ),
     *(Block(f"stages-{isa}", ROOT / "bench" / "README.md", f"cpu-stages-{isa}", ("case", "stage"), stages) for isa in SETS),
-    GpuBlock("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
+    Block("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )
 
 

@@ -236,4 +236,5 @@ GPU_BENCH_CASES = {
     "256, fine": Case(65536, 256, 256, G=20, points="inside"),
     "narrow": Case(1_000_000, 8, 32, points="inside"),
     "small batch": Case(256, 784, 64, points="inside"),
+    "small": Case(1024, 64, 64, points="inside"),
 }
