@@ -320,7 +320,8 @@ SPILLS_OF_TRITON_36 = {
 }
 if heuristics.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
-# Hopper's tiles were chosen by their time on an H200. They spill with some degrees and orders; tiles without spills are slower.
+# Hopper's tiles were chosen by their time on an H200. They spill with some degrees and orders. Tiles without spills were
+# slower.
 TIMED_SPILLS = {
     ("forward", "fp16x3"): 22,
     ("backward_input", "fp16x3"): 100,
