@@ -274,6 +274,7 @@ def test_sizes_and_numbers_may_be_numpys():
         ((None,), TypeError, "x: expected a torch.Tensor, got NoneType"),
         ((torch.zeros(4, 3), [1.0, 1.0]), TypeError, "out_scores: expected a torch.Tensor, got list"),
         ((torch.zeros(4, 3), torch.ones(5)), ValueError, r"out_scores: expected 2 scores .* got shape \(5,\)"),
+        ((torch.zeros(4, 3), torch.ones(2, device="meta")), ValueError, "out_scores: expected a tensor on cpu, as x, got one"),
         ((torch.zeros(1, 3),), ValueError, "x: expected at least 2 rows"),
     ],
 )

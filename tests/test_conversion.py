@@ -263,6 +263,36 @@ REFUSED_OF_EFFICIENT_KAN = {
         r"expected G\+K bases and G\+2K\+1 knots, got layers.0.spline_weight \(2, 3, 8\), layers.0.grid \(3, 4\)",
     ),
     "equal knots": (lambda: LAYER | {"layers.0.grid": torch.zeros(3, 12)}, ValueError, "expected strictly increasing knots"),
+    "a scaler of another shape": (
+        lambda: LAYER | {"layers.0.spline_scaler": torch.ones(3, 2)},
+        ValueError,
+        r"expected shape \(2, 3\) of layers.0.spline_scaler for layers.0.spline_weight \(2, 3, 8\), got \(3, 2\)",
+    ),
+    "a sparse scaler": (
+        lambda: LAYER | {"layers.0.spline_scaler": torch.ones(2, 3).to_sparse()},
+        TypeError,
+        r"source\['layers.0.spline_scaler'\]: expected a dense tensor, got torch.sparse_coo",
+    ),
+    "an integer scaler": (
+        lambda: LAYER | {"layers.0.spline_scaler": torch.ones(2, 3, dtype=torch.int64)},
+        TypeError,
+        r"source\['layers.0.spline_scaler'\]: expected a floating-point dtype of 16, 32 or 64 bits, got int64",
+    ),
+    "no values": (
+        lambda: LAYER | {"layers.0.spline_weight": torch.zeros(2, 3, 8, device="meta")},
+        ValueError,
+        "expected values of layers.0.spline_weight, got a tensor on the meta device",
+    ),
+    "a key that is no text": (
+        lambda: LAYER | {3: torch.zeros(2)},
+        ValueError,
+        r"only efficient-kan's keys layers.\*, got \[3\]",
+    ),
+    "layers that do not fit": (
+        lambda: LAYER | {k.replace("0", "1"): v for k, v in peer_layers.KAN([5, 1]).state_dict().items()},
+        ValueError,
+        r"expected layers.1 to have 2 in_features, the out_features of the layer before it, got 5",
+    ),
 }
 
 

@@ -240,3 +240,13 @@ def test_a_bad_grid_in_a_checkpoint_names_its_layer_and_leaves_it_alone():
     with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict for KAN:\n\tlayers.1.grid: expected strictly"):
         net.load_state_dict(state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.layers[1].state_dict().items())
+
+
+def test_a_network_with_a_grid_of_nan_is_not_updated():
+    net = kk.KAN([3, 4, 2])
+    net.layers[1].grid[0, 0] = float("nan")
+    before = [tensor.clone() for tensor in net.state_dict().values()]
+    with pytest.raises(ValueError, match="grid: expected finite knots to refit the splines from"):
+        net.update_grid(torch.rand(5, 3))
+    for tensor, was in zip(net.state_dict().values(), before, strict=True):
+        torch.testing.assert_close(tensor, was, rtol=0, atol=0, equal_nan=True)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -213,7 +214,7 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Mod
     if not isinstance(state, Mapping):
         raise TypeError(f"source: expected efficient-kan's KAN or its state_dict, got {class_name(source)}")
     numbers = layer_numbers(state, _PREFIX)
-    strange = [key for key in state if not key.startswith(_PREFIX)]
+    strange = [key for key in state if not str(key).startswith(_PREFIX)]
     if strange:
         raise ValueError(f"source: expected only efficient-kan's keys layers.*, got {strange[:4]}")
     layers = []
@@ -222,23 +223,41 @@ def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Mod
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         peer = source.get_submodule(prefix.rstrip(".")) if isinstance(source, nn.Module) else None
         layers.append(_layer(own, peer, base_activation, prefix))
+    for number, (layer, following) in enumerate(pairwise(layers)):
+        if layer.out_features != following.in_features:
+            raise ValueError(
+                f"source: expected layers.{number + 1} to have {layer.out_features} in_features, the out_features of the layer"
+                f" before it, got {following.in_features}"
+            )
     return layers
 
 
 def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn.Module | None, prefix: str) -> KANLinear:
-    for name, rank in (("base_weight", 2), ("spline_weight", 3), ("grid", 2)):
+    ranks = _RANKS | ({_SCALER: 2} if _SCALER in state else {})
+    for name, rank in ranks.items():
         if name not in state:
             raise ValueError(f"source: expected a key {prefix}{name}, got {sorted(state)}")
-        check_floating(f"source[{prefix + name!r}]", state[name])
-        if state[name].dim() != rank:
-            raise ValueError(f"source: expected {rank} dimensions of {prefix}{name}, got shape {tuple(state[name].shape)}")
+        value = state[name]
+        check_floating(f"source[{prefix + name!r}]", value)
+        if value.is_meta:
+            raise ValueError(f"source: expected values of {prefix}{name}, got a tensor on the meta device")
+        if value.dim() != rank:
+            raise ValueError(f"source: expected {rank} dimensions of {prefix}{name}, got shape {tuple(value.shape)}")
     weight, grid = state["spline_weight"], state["grid"]
-    K = infer_spline_order(weight.shape[2], grid.shape[1])
-    if K < 0 or weight.shape[2] - K < 1:
+    O, I, M = weight.shape
+    K = infer_spline_order(M, grid.shape[1])
+    if K < 0 or M - K < 1:
         raise ValueError(
             f"source: expected G+K bases and G+2K+1 knots, got {prefix}spline_weight {tuple(weight.shape)},"
             f" {prefix}grid {tuple(grid.shape)}"
         )
+    shapes = {"base_weight": (O, I), "grid": (I, grid.shape[1]), _SCALER: (O, I)}
+    for name in ranks.keys() - {"spline_weight"}:
+        if state[name].shape != shapes[name]:
+            raise ValueError(
+                f"source: expected shape {shapes[name]} of {prefix}{name} for {prefix}spline_weight {tuple(weight.shape)},"
+                f" got {tuple(state[name].shape)}"
+            )
     activation = base_activation if peer is None else getattr(peer, "base_activation", base_activation)
     layer = layer_of(state, activation, 0.02 if peer is None else float(getattr(peer, "grid_eps", 0.02)))
     if peer is not None:
@@ -248,10 +267,10 @@ def _layer(state: dict[str, Tensor], peer: nn.Module | None, base_activation: nn
 
 def layer_numbers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Return the layer numbers in the keys `prefix` + "{number}.*". They must be 0, 1, 2, ..."""
-    at = prefix.count(".")
-    numbers = sorted({int(key.split(".")[at]) for key in state if key.startswith(prefix) and key.split(".")[at].isdigit()})
+    at, keys = prefix.count("."), sorted(map(str, state))
+    numbers = sorted({int(key.split(".")[at]) for key in keys if key.startswith(prefix) and key.split(".")[at].isdigit()})
     if not numbers or numbers != list(range(len(numbers))):
-        raise ValueError(f"source: expected keys {prefix}0.*, {prefix}1.*, ..., got {sorted(state)[:4]}")
+        raise ValueError(f"source: expected keys {prefix}0.*, {prefix}1.*, ..., got {keys[:4]}")
     return numbers
 
 

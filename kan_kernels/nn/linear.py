@@ -323,6 +323,8 @@ class KANLinear(nn.Module):
         spline_weight, grid = local(self.spline_weight), local(self.grid)
         knots = knots.to(grid.dtype)
         check_grid(knots, len(grid), self.spline_order)
+        if not bool(grid.isfinite().all()):
+            raise ValueError("grid: expected finite knots to refit the splines from, got a NaN or an infinity")
         if len(grid) > 0:
             spline_weight.copy_(transferred(spline_weight, transfer_matrix(grid, knots, self.spline_order, rows)))
             grid.copy_(knots)
@@ -393,6 +395,8 @@ class KANLinear(nn.Module):
                 raise ValueError(
                     f"out_scores: expected {self.out_features} scores in the last dimension, got shape {shape_of(out_scores)}"
                 )
+            if out_scores.device != x.device:
+                raise ValueError(f"out_scores: expected a tensor on {x.device}, as x, got one on {out_scores.device}")
         rows = rows_of(x)
         share = self.edge_norms(rows, "std") / (self.sharding.whole_output(self(rows)).std(0) + 1e-4).unsqueeze(-1)
         return share if out_scores is None else out_scores.unsqueeze(-1) * share
