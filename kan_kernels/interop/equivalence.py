@@ -332,8 +332,8 @@ def _first_difference(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> str:
     """Return the first `_difference` of two sequences. One comparison suffices for small tensors that agree."""
     small = sum(values.numel() for values in theirs) <= 4096
     if small and all(a.shape == b.shape for a, b in zip(theirs, ours, strict=True)):
-        both = (torch.cat([values.detach().flatten() for values in side]) for side in (theirs, ours))
-        if torch.allclose(*both, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        a, b = (torch.cat([values.detach().flatten() for values in side]) for side in (theirs, ours))
+        if torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             return ""
     return next(filter(None, (_difference(a.detach(), b.detach()) for a, b in zip(theirs, ours, strict=True))), "")
 
