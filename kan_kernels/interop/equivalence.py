@@ -194,9 +194,8 @@ def _noting_reads(cls: type[nn.Module], names: set[str]) -> type[nn.Module]:
         names.add(name)
         return super(subclass, module).__getattribute__(name)
 
-    subclass = cast(
-        "type[nn.Module]", type(cls)(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__})
-    )
+    members = {"__getattribute__": read, "__module__": cls.__module__}
+    subclass: type[nn.Module] = cast(Any, type(cls))(cls.__name__, (cls,), members)
     return subclass
 
 
