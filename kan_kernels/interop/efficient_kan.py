@@ -29,6 +29,7 @@ from .equivalence import (
     kind_of,
     layer_values,
     on_its_own,
+    probe_inputs,
     twin,
     whole_values,
 )
@@ -191,8 +192,8 @@ def _compare_some(module: nn.Module, mixin: type[Fused], inputs: list[int], outp
         return twin(type(module), module, tensors, sizes)
 
     with on_its_own(layer.grid.device):
-        grid, watched = chosen(layer.grid, inputs).double(), Watched(type(module))
-        theirs, ours = (layer_values(call, grid) for call in _calls(module, watched, mixin))
+        points, watched = probe_inputs(chosen(layer.grid, inputs)), Watched(type(module))
+        theirs, ours = (layer_values(call, points) for call in _calls(module, watched, mixin))
         reason = compare_forwards(twin_of, theirs, ours)
         return reason or ignored_reads(module, watched.names, _KNOWN, twin_of, theirs)
 

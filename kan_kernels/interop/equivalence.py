@@ -43,8 +43,12 @@ def probe_inputs(grid: Tensor) -> Tensor:
     return torch.lerp(low, high, place).t()
 
 
+@lru_cache(maxsize=32)
 def extreme_inputs(features: int, device: torch.device, with_nan: bool = True) -> Tensor:
-    """Return inputs (6, features), float64, or 5 rows without NaN, that reveal a clamp or nan_to_num before the layer."""
+    """Return inputs (6, features), float64, or 5 rows without NaN, that reveal a clamp or nan_to_num before the layer.
+
+    They must not be changed in place.
+    """
     values = [1e3, -1e3, 30.0, -30.0, 0.0, *([float("nan")] if with_nan else [])]
     return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1).repeat(1, features)
 
@@ -290,9 +294,8 @@ def on_its_own(device: torch.device) -> Iterator[None]:
                 numpy.random.set_state(of_numpy)
 
 
-def layer_values(call: Call, grid: Tensor) -> Numbers:
-    """Return a function of a layer with knots (I, T): in training mode its outputs and gradients, else outputs for NaN too."""
-    points = probe_inputs(grid)
+def layer_values(call: Call, points: Tensor) -> Numbers:
+    """Return a function of a layer with `probe_inputs` (n, I): in training mode outputs and gradients, else also for NaN."""
 
     def called(module: nn.Module, x: Tensor) -> list[Tensor]:
         before = dict(vars(module))
@@ -303,7 +306,7 @@ def layer_values(call: Call, grid: Tensor) -> Numbers:
         return values
 
     def numbers(module: nn.Module) -> list[Tensor]:
-        x = torch.cat([points, extreme_inputs(len(grid), grid.device, with_nan=not module.training)])
+        x = torch.cat([points, extreme_inputs(points.shape[1], points.device, with_nan=not module.training)])
         with torch.set_grad_enabled(module.training):
             if not module.training:
                 return called(module, x)

@@ -158,9 +158,10 @@ def bases_tiles(features: int) -> dict[str, int]:
     return {"BN": 1024 // BI, "BI": BI, "num_warps": 4}
 
 
-def product_tiles(columns: int, hopper: bool) -> dict[str, int]:
-    """Return the tiles of the products of operands in memory. Only Hopper has the shared memory for BL = 64."""
-    return {"BR": 128, "BC": next_power_of_two(columns, 32, 128), "BL": 64 if hopper else 32, "STAGES": 3, "num_warps": 8}
+def product_tiles(columns: int, hopper: bool, amd: bool = False) -> dict[str, int]:
+    """Return the tiles of the products of operands in memory, as large as the architecture's shared memory allows."""
+    BC, stages = next_power_of_two(columns, 32, 128), 1 if amd else 3
+    return {"BR": 128, "BC": BC, "BL": 64 if hopper else 32, "STAGES": stages, "num_warps": 8}
 
 
 def wide_part(count: int, bytes_of_one: int) -> int:

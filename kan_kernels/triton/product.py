@@ -92,7 +92,7 @@ def product(a: Operand, b: Operand, mode: str, out: Tensor | None = None) -> Ten
         result = _vendors_product(a.high, b.high)
         return result if out is None else out.copy_(result)
     (R, L), C = a.high.shape, b.high.shape[1]
-    tiles = heuristics.product_tiles(C, is_hopper(a.high))
+    tiles = heuristics.product_tiles(C, is_hopper(a.high), amd=torch.version.hip is not None)
     programs = ceil_div(R, tiles["BR"]) * ceil_div(C, tiles["BC"])
     blocks = ceil_div(L, tiles["BL"])
     of_part = ceil_div(blocks, heuristics.splits(programs, blocks))

@@ -405,15 +405,22 @@ def backward_weight(
     x: Tensor, w: Tensor | None, g: Tensor, tables: Knots, gradients: Gradients, K: int, M: int, activation: str,
     D: int, mode: str,
 ) -> None:  # fmt: skip
-    """Write the gradients for all rows and some features at a time, with one product per part."""
+    """Write the gradients of some features at a time, for all rows or, if there are very many, the sum over parts of them."""
     (N, I), O = x.shape, g.shape[1]
     p = Problem(tables, K, M, activation if gradients.needs[2] else "none", D, mode)
     gradient = _gradient_of(g, mode, "columns")
     bound = None
     if mode == "fp16x3" and p.base != "none":
         bound = _largest_of_columns(x, p.base == "identity")
-    for part in _parts(I, N * p.slices * p.itemsize, 64):
-        features, pitch = part.stop - part.start, _pitch(part.stop - part.start)
-        bases = _bases_of(x, w, p, bound, "columns", part.start, features)
-        summed = product(bases.turned(), gradient, mode).view(1, p.slices, pitch, O)[:, :, :features]
-        gradients.finish(summed.contiguous(), part.start)
+    parts_of_rows = _parts(N, p.slices * ALIGNED * p.itemsize, 512)
+    for part in _parts(I, parts_of_rows[0].stop * p.slices * p.itemsize, 64):
+        features, total = part.stop - part.start, None
+        for rows in parts_of_rows:
+            some_w = None if w is None else w[rows]
+            bases = _bases_of(x[rows], some_w, p, bound, "columns", part.start, features)
+            of_rows = Operand(gradient.high[rows], gradient.low[rows], gradient.inverse)
+            summed = product(bases.turned(), of_rows, mode)
+            total = summed if total is None else total.add_(summed)
+        assert total is not None
+        total = total.view(1, p.slices, _pitch(features), O)[:, :, :features]
+        gradients.finish(total.contiguous(), part.start)

@@ -133,7 +133,12 @@ def small_and_wide(target: str) -> list[Configuration]:
     found["columns"] = configuration(largest_of_columns_kernel, "fp16x3", columns)
     for columns in (32, 64, 256):
         for turned in (False, True):
-            one = configuration(product_kernel, "fp16x3", heuristics.product_tiles(columns, target == "sm_90"), TURNED=turned)
+            one = configuration(
+                product_kernel,
+                "fp16x3",
+                heuristics.product_tiles(columns, target == "sm_90", target == "gfx942"),
+                TURNED=turned,
+            )
             found.setdefault(f"{one}-{columns}-{turned}", one)
     return list(found.values())
 

@@ -27,6 +27,7 @@ from ..equivalence import (
     kind_of,
     layer_values,
     on_its_own,
+    probe_inputs,
     twin,
     whole_values,
 )
@@ -244,8 +245,8 @@ def _compare_with_fused(layer: nn.Module) -> str:
     inputs, outputs = compared_edges(held.grid, torch.Size((O, I, M)))
     twin_of = partial(small_copy, layer, inputs, outputs)
     with on_its_own(held.grid.device):
-        grid, watched = chosen(held.grid, inputs).double(), Watched(type(layer))
-        theirs, ours = (layer_values(call, grid) for call in _calls(layer, watched))
+        points, watched = probe_inputs(chosen(held.grid, inputs)), Watched(type(layer))
+        theirs, ours = (layer_values(call, points) for call in _calls(layer, watched))
         reason = compare_forwards(twin_of, theirs, ours) or ignored_reads(layer, watched.names, _KNOWN, twin_of, theirs)
         if reason or (len(inputs), len(outputs)) == (I, O):
             return reason

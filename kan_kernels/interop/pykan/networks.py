@@ -303,19 +303,17 @@ def _forwards_mismatch(net: Any) -> str:
 
 def _compare_with_fused(net: nn.Module, known: list[bool]) -> str:
     cls, fused = type(net), cast(Any, fused_class(FusedMultKAN, type(net)))
-    watched = Watched(cls)
+    watched, inputs = Watched(cls), dict[bool, Tensor]()  # for evaluation and training; all copies have the same knots
 
     def called(as_ours: bool, copied: Any) -> list[Tensor]:
         copied.__class__ = fused if as_ours else cls
         for layer, its in zip(copied.act_fun, known, strict=True):
             if its:
                 layer.__class__ = fused_class(pykan_layers.FusedKANLayer, own_class(layer)) if as_ours else own_class(layer)
-        grid = copied.act_fun[0].grid
-        x = probe_inputs(grid)
-        if not copied.training:  # extreme inputs in evaluation mode, where standard deviations are NaN and not compared
-            x = torch.cat([x, extreme_inputs(len(grid), grid.device)])
+        if copied.training not in inputs:
+            inputs[copied.training] = network_inputs(copied.input_id, _probes(copied.act_fun[0].grid, copied.training))
         with torch.no_grad():
-            y = (fused.forward if as_ours else watched)(copied, network_inputs(copied.input_id, x))
+            y = (fused.forward if as_ours else watched)(copied, inputs[copied.training].clone())
             return [y, *copied.acts, *copied.acts_scale_spline, *copied.edge_actscale]
 
     def twin_of(share: float) -> nn.Module:
@@ -324,6 +322,11 @@ def _compare_with_fused(net: nn.Module, known: list[bool]) -> str:
     with on_its_own(cast(Any, net).act_fun[0].grid.device):
         reason = compare_forwards(twin_of, partial(called, False), partial(called, True))
         return reason or ignored_reads(net, watched.names, _KNOWN, twin_of, partial(called, False))
+
+
+def _probes(grid: Tensor, training: bool) -> Tensor:
+    """Return inputs; extreme ones only in evaluation mode, where standard deviations are NaN and not compared."""
+    return torch.cat([probe_inputs(grid), *([] if training else [extreme_inputs(len(grid), grid.device)])])
 
 
 # Module-level functions for `OnDemand`, since networks are pickled.

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..equivalence import changed, spread, twin
+from ..equivalence import changed, chosen, spread, twin
 from . import layers as pykan_layers
 
 AFFINE = ("node_bias", "node_scale", "subnode_bias", "subnode_scale")
@@ -55,8 +55,8 @@ def small_network(net: nn.Module, known: Sequence[bool], share: float, with_form
         "save_act": True,
     }
     for name in AFFINE:
-        chosen = [after.subnodes if name.startswith("sub") else after.nodes for _, after in between]
-        attributes[name] = [changed(t.detach()[ids], share) for t, ids in zip(getattr(it, name), chosen, strict=True)]
+        ids = [after.subnodes if name.startswith("sub") else after.nodes for _, after in between]
+        attributes[name] = [changed(chosen(t, some), share) for t, some in zip(getattr(it, name), ids, strict=True)]
     children = {"act_fun": nn.ModuleList(layers), "symbolic_fun": nn.ModuleList(formulas)}
     return twin(type(net), net, {}, attributes, children)
 
@@ -100,7 +100,7 @@ def _kept(width: Sequence[int], arities: list[int]) -> _Nodes:
 
 def _small_formulas(layer: nn.Module, inputs: list[int], outputs: list[int], with_formula: bool) -> nn.Module:
     it = cast(Any, layer)
-    tensors = {name: getattr(it, name).detach()[outputs][:, inputs].double() for name in ("mask", "affine")}
+    tensors = {n: chosen(getattr(it, n), outputs, inputs).to(torch.float64, copy=True) for n in ("mask", "affine")}
     attributes: dict[str, Any] = {"in_dim": len(inputs), "out_dim": len(outputs)}
     for name in ("funs", "funs_avoid_singularity"):
         attributes[name] = [[_in_float64(getattr(it, name)[o][i]) for i in inputs] for o in outputs]
