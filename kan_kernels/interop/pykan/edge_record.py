@@ -158,7 +158,7 @@ class KernelRecord(EdgeRecord):
         )
 
     def _splines(self) -> Tensor:
-        return edge_values(self.x, self.spline_weight, self.grid, None, None, None)
+        return torch.einsum("nim,oim->noi", _bases(self.x, self.grid, self.spline_weight.shape[2]), self.spline_weight)
 
     def _spline_values(self) -> Tensor:
         edges = (self.spline_weight, self.grid, self.base_weight, self.base_activation, self.spline_scaler)
@@ -172,6 +172,20 @@ class KernelRecord(EdgeRecord):
         weight = self.spline_weight[outputs, inputs].unsqueeze(0)
         values = edge_values(self.x[:, inputs], weight, self.grid[inputs], base, self.base_activation, scaler)
         return values.squeeze(1)
+
+
+def _bases(x: Tensor, grid: Tensor, count: int) -> Tensor:
+    """Return the bases (N, I, count) of the knots `grid` (I, T) at x (N, I), in half the operations of `reference.basis`."""
+    knots = grid.to(x.dtype)
+    distance = x.unsqueeze(-1) - knots
+    reached = (distance >= 0).to(x.dtype)
+    bases = reached[..., :-1] - reached[..., 1:]
+    for degree in range(1, knots.shape[1] - count):
+        span = knots[:, degree:] - knots[:, :-degree]
+        bases = bases / torch.where(span > 0, span, 1.0)  # the basis on an empty span is 0
+        rising = distance[..., : -degree - 1] * bases[..., :-1]
+        bases = torch.addcmul(rising, distance[..., degree + 1 :], bases[..., 1:], value=-1)
+    return bases
 
 
 @dataclass(frozen=True)
