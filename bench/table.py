@@ -322,7 +322,7 @@ def _gpu_claim() -> str:
     ours, machine = step["kan_kernels"], step["kan_kernels"]["machine"]
     names = {"nn.Linear": "`nn.Linear`", "efficient-kan": "efficient-kan", "fast-kan": "fast-kan", "reference": "dense bases"}
     others = ", ".join(f"{name} {device_ms(step[p]) / device_ms(ours):.1f}" for p, name in names.items() if p in step)
-    size = f"{ours['I']}→{ours['O']}, {ours['N']} rows"
+    size = f"{ours['I']}→{ours['O']}, {ours['N']} rows, PyTorch's default precision"
     return f"{machine['gpu']}, {size}, in a CUDA graph: {device_ms(ours):.1f} ms; times as long: {others}"
 
 
