@@ -168,10 +168,20 @@ def base_values(base_activation: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
     return values
 
 
+def is_observed(module: nn.Module) -> bool:
+    """Return whether a module has hooks, or another forward on the instance."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooked) or "forward" in vars(module)
+
+
 def base_activation_of(module: nn.Module | None) -> BaseActivation:
-    """Return the `base_activation` argument of `kan_linear` for a module: a fused function's name, the module or None."""
+    """Return the `base_activation` argument of `kan_linear` for a module: a fused function's name, the module or None.
+
+    A module with hooks, or with another forward on the instance, is called.
+    """
     kind = type(module)
-    return "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else module
+    name: BaseActivation = "silu" if kind is nn.SiLU else "identity" if kind is nn.Identity else module
+    return name if module is None or name is module or not is_observed(module) else module
 
 
 def refused_dtype(x: Tensor, weight: Tensor) -> Tensor | None:

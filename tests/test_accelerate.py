@@ -726,3 +726,41 @@ def test_bad_inputs_get_the_messages_of_a_layer_of_ours(x, message):
         for net in nets:
             with pytest.raises(TypeError, match=message):
                 torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_on_the_base_activation(when):
+    layer = peer_layers.KANLinear(3, 2).double()
+    if when == "after":
+        kk.accelerate(layer)
+    layer.base_activation.register_forward_hook(lambda module, args, out: 2 * out)
+    before = peer_layers.KANLinear.forward(layer, rows(3))
+    torch.testing.assert_close(kk.accelerate(layer)(rows(3)), before, rtol=1e-10, atol=1e-10)
+
+
+def flattening(self, x):
+    return own_forward(self, x.reshape(-1, self.in_features))
+
+
+def casting(self, x):
+    return own_forward(self, x.to(self.base_weight.dtype))
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [(flattening, r"its forward returns shape \(4, 2\), the fused forward \(2, 2, 2\)"), (casting, "its forward casts x")],
+)
+def test_a_forward_for_other_inputs_is_left_alone(forward, reason):
+    layer = kk.accelerate(changed(forward))
+    assert type(layer).__name__ == "Changed"
+    assert re.search(reason, str(kk.info().fallbacks))
+
+
+def test_an_empty_place_for_a_tensor():
+    def centred(self, x):
+        return own_forward(self, x if self.mean is None else x - self.mean)
+
+    layer = changed(centred)
+    layer.register_buffer("mean", None)
+    kk.accelerate(layer)
+    assert "its forward reads its attribute mean" in str(kk.info().fallbacks)

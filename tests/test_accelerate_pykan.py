@@ -827,3 +827,21 @@ def test_a_network_whose_forward_reads_another_attribute():
     kk.accelerate(net)
     assert type(net).__name__ == "Scaled"
     assert "its forward reads its attribute gain" in str(kk.info().fallbacks)
+
+
+def test_a_layer_alone_under_autocast_and_for_infinite_inputs():
+    theirs = kan.KANLayer(2, 3)
+    ours = kk.accelerate(copy.deepcopy(theirs))
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert [t.dtype for t in ours(torch.rand(5, 2))[:1]] == [t.dtype for t in theirs(torch.rand(5, 2))[:1]]
+    x = torch.tensor([[float("inf"), 0.0], [0.0, float("-inf")], [float("nan"), 0.5]])
+    with torch.no_grad():
+        assert_same(ours(x), theirs(x), 1e-5)
+
+
+def test_hooks_on_the_base_function():
+    nets = pair()
+    for net in nets:
+        net.act_fun[0].base_fun.register_forward_hook(lambda module, args, out: 2 * out)
+    assert_same(nets[1](inputs(nets[1])), nets[0](inputs(nets[0])))

@@ -1,7 +1,8 @@
 """Acceleration of efficient-kan layers in place, and conversion of their weights."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, cast
 
@@ -193,20 +194,47 @@ def _compare_some(module: nn.Module, mixin: type[Fused], inputs: list[int], outp
 
     with on_its_own(layer.grid.device):
         points, watched = probe_inputs(chosen(layer.grid, inputs)), Watched(type(module))
-        theirs, ours = (layer_values(call, points) for call in _calls(module, watched, mixin))
-        reason = compare_forwards(twin_of, theirs, ours)
+        batched, reason = _supported_inputs(watched, twin_of(1.0), points)
+        theirs, ours = (layer_values(call, points) for call in _calls(module, watched, mixin, batched))
+        reason = reason or compare_forwards(twin_of, theirs, ours)
         return reason or ignored_reads(module, watched.names, _KNOWN, twin_of, theirs)
 
 
-def _calls(module: nn.Module, own: Watched, mixin: type[Fused]) -> list[Call]:
-    """Return the module's own forward and the fused one."""
-    fused = fused_class(mixin, type(module))
+def _supported_inputs(own: Watched, copied: nn.Module, points: Tensor) -> tuple[bool, str]:
+    """Return whether a forward supports x (..., I) of three dimensions, and why it cannot be replaced, or ""."""
+    nn.Module.train(copied, False)
+    batched = _runs(own, copied, _batch_of(points))
+    if _runs(own, copied, points[:1].float()):
+        return batched, "its forward casts x, which the fused forward refuses if its dtype differs from the parameters'"
+    return batched, ""
 
-    def ours(copied: nn.Module, x: Tensor) -> list[Tensor]:
+
+@torch.no_grad()
+def _runs(own: Watched, copied: nn.Module, x: Tensor) -> bool:
+    try:
+        own(copied, x)
+    except Exception:  # an unknown forward may raise anything
+        return False
+    return True
+
+
+def _batch_of(x: Tensor) -> Tensor:
+    return x[:4].view(2, 2, -1)
+
+
+def _calls(module: nn.Module, own: Watched, mixin: type[Fused], batched: bool = False) -> list[Call]:
+    """Return the module's own forward and the fused one, if `batched` also of an x of three dimensions."""
+    fused = cast(Any, fused_class(mixin, type(module)))
+
+    def ours(copied: nn.Module, x: Tensor) -> Tensor:
         copied.__class__ = fused
-        return [cast(Any, fused).forward(copied, x)]
+        return cast(Tensor, fused.forward(copied, x))
 
-    return [lambda copied, x: [own(copied, x)], ours]
+    def of_both(forward: Callable[[nn.Module, Tensor], Tensor], copied: nn.Module, x: Tensor) -> list[Tensor]:
+        y = [forward(copied, x)]
+        return y if copied.training or not batched else [*y, forward(copied, _batch_of(x))]
+
+    return [partial(of_both, own), partial(of_both, ours)]
 
 
 def kan_layers(source: Mapping[str, Tensor] | nn.Module, base_activation: nn.Module | None) -> list[KANLinear]:

@@ -118,6 +118,8 @@ def twin(
     held = {name: copy.copy(value) if type(value) in (list, dict, set) else value for name, value in vars(module).items()}
     held.pop("_compiled_call_impl", None)
     vars(copied).update(held | vars(nn.Module()) | dict(attributes))
+    for copies, originals in ((copied._parameters, module._parameters), (copied._buffers, module._buffers)):
+        copies.update({name: None for name, tensor in originals.items() if tensor is None})
     for name, tensor in tensors.items():
         if name in module._parameters:
             copied._parameters[name] = nn.Parameter(tensor, requires_grad=name != "grid")
@@ -217,9 +219,9 @@ def ignored_reads(
         known: the attributes that the fused forward reads, or that have no effect.
         twin_of, theirs: see `compare_forwards`.
     """
-    tensors = module._parameters.keys() | module._buffers.keys()
+    tensors = {name for held in (module._parameters, module._buffers) for name, tensor in held.items() if tensor is not None}
     for name in sorted(set(names) - tensors - _OF_EVERY_MODULE - set(known)):
-        held = name in vars(module) or name in module._modules
+        held = any(name in names for names in (vars(module), module._modules, module._parameters, module._buffers))
         of_class = inspect.getattr_static(type(module), name, None)
         if name.startswith("__") or (not held and (callable(of_class) or hasattr(of_class, "__get__"))):
             continue

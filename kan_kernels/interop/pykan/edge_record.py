@@ -175,7 +175,10 @@ class KernelRecord(EdgeRecord):
 
 
 def _bases(x: Tensor, grid: Tensor, count: int) -> Tensor:
-    """Return the bases (N, I, count) of the knots `grid` (I, T) at x (N, I), in half the operations of `reference.basis`."""
+    """Return the bases (N, I, count) of the knots `grid` (I, T) at x (N, I), in half the operations of `reference.basis`.
+
+    For NaN and infinite x they are 0, as pykan's are.
+    """
     knots = grid.to(x.dtype)
     distance = x.unsqueeze(-1) - knots
     reached = (distance >= 0).to(x.dtype)
@@ -185,7 +188,7 @@ def _bases(x: Tensor, grid: Tensor, count: int) -> Tensor:
         bases = bases / torch.where(span > 0, span, 1.0)  # the basis on an empty span is 0
         rising = distance[..., : -degree - 1] * bases[..., :-1]
         bases = torch.addcmul(rising, distance[..., degree + 1 :], bases[..., 1:], value=-1)
-    return bases
+    return bases.nan_to_num()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backends import log_fallback
-from ...functional import BaseActivation, base_activation_of, refused_dtype
+from ...functional import BaseActivation, base_activation_of, is_observed, refused_dtype
 from ...grid.knots import data_knots, extended, refined_knots
 from ...grid.refit import transfer_matrix, transferred
 from ...utils.checks import check_rows, check_tensor
@@ -69,8 +69,9 @@ class FusedKANLayer(Fused):
         record = kernel_record(layer, x, False, None)
         splines, values = record.splines_and_values()
         preacts = x.clone().unsqueeze(1).expand(-1, values.shape[1], -1)
-        # Without gradients, pykan's own sum is quicker than the kernel, since the values are there.
-        y = record.output() if torch.is_grad_enabled() else values.sum(2)
+        # Without gradients, pykan's own sum is quicker than the kernel, since the values are there. With autocast it is wider.
+        summed = not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+        y = values.sum(2) if summed else record.output()
         return y, preacts, values, splines
 
     def get_subset(self, in_id: Any, out_id: Any) -> nn.Module:
@@ -129,12 +130,6 @@ def recorded(layer: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | 
         note_own_forward(layer, "its hooks or its own forward may read every edge's values")
     y, _, values, splines = layer(x)
     return DenseRecord(x, symbolic, torch.is_grad_enabled(), y, values, splines)
-
-
-def is_observed(layer: nn.Module) -> bool:
-    """Return whether a layer has hooks, or a forward of its own on the instance."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return bool(hooked) or "forward" in vars(layer)
 
 
 def kernel_record(module: nn.Module, x: Tensor, keep: bool, symbolic: SymbolicEdges | None) -> KernelRecord:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backends import log_fallback
+from ...functional import is_observed
 from ...nn.regularization import bits_loss
 from ...utils.checks import check_tensor
 from ..class_swap import (
@@ -90,7 +91,7 @@ class FusedMultKAN(Fused):
     def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
         """Return y (N, O) for x (N, I); singularity_avoiding and y_th apply to symbolic edges."""
         net = cast(Any, self)
-        if net.symbolic_enabled and any(map(pykan_layers.is_observed, net.symbolic_fun)):
+        if net.symbolic_enabled and any(map(is_observed, net.symbolic_fun)):
             pykan_layers.note_own_forward(net, "a symbolic layer has hooks or another forward")
             return net.peer.forward(net, x, singularity_avoiding, y_th)
         x = chosen = _chosen(x, net.input_id)
