@@ -320,9 +320,8 @@ def _compare_with_fused(net: nn.Module, known: list[bool]) -> str:
     def twin_of(share: float) -> nn.Module:
         return small_network(net, known, share, with_formulas=share == 1.0)
 
-    with on_its_own(cast(Any, net).act_fun[0].grid.device):
-        reason = compare_forwards(twin_of, partial(called, False), partial(called, True))
-        return reason or ignored_reads(net, watched.names, _KNOWN, twin_of, partial(called, False))
+    theirs, ours = partial(called, False), partial(called, True)
+    return compare_forwards(twin_of, theirs, ours) or ignored_reads(net, watched.names, _KNOWN, twin_of, theirs)
 
 
 def _probes(grid: Tensor, training: bool) -> Tensor:
