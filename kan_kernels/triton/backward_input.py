@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import infer_spline_order
-from . import wide
+from . import direct, wide
 from .basis import activation, bases_tile, evaluate, unit
 from .heuristics import (
     backward_input_tiles,
@@ -29,6 +29,7 @@ from .prepare import (
     search_depth,
     slices_of_edges,
     ways_of,
+    with_contiguous_rows,
 )
 from .tiles import knots_are_for, load_tile
 
@@ -157,12 +158,18 @@ def spline_backward_input(
     if N == 0:
         return result
     K, mode = infer_spline_order(M, T), mode_of(x.dtype)
+    chosen = regime("spline_backward_input", mode, N, I, O, K, M, derivative, False)
     with torch.cuda.device_of(x):
+        if chosen == "direct" and direct.is_addressable(spline_weight, spline_scaler):
+            return direct.backward_input(
+                x, g, spline_weight, spline_scaler, grid, base_weight, activation, K, derivative, mode
+            )
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_backward_input", mode, N, I, O, K, M, derivative, False) == "wide":
+        if chosen == "wide":
             return wide.backward_input(
                 x, g, spline_weight, spline_scaler, tables, base_weight, activation, K, derivative, mode
             )
+        g = with_contiguous_rows(g)
         packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True))
         for way, guarded in ways_of(mode, K, derivative):
             tiles = backward_input_tiles(mode, way, is_hopper(x))

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from . import wide
+from . import direct, wide
 from .basis import activation, bases_tile, evaluate, unit, weighted
 from .heuristics import (
     backward_weight_split,
@@ -29,6 +29,7 @@ from .prepare import (
     runs_on_reference,
     search_depth,
     ways_of,
+    with_contiguous_rows,
 )
 from .tiles import column_bounds, knots_are_for, load_tile
 
@@ -223,11 +224,17 @@ def spline_backward_weight(
         for gradient in gradients.tensors:
             gradient.zero_()
         return gradients.tensors
+    chosen = regime("spline_backward_weight", mode, N, I, O, K, M, derivative, w is not None)
     with torch.cuda.device_of(x):
+        if chosen == "direct":
+            base = activation if need_base_weight else "none"
+            direct.backward_weight(x, w, g, grid, gradients, K, derivative, base, mode)
+            return gradients.tensors
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_backward_weight", mode, N, I, O, K, M, derivative, w is not None) == "wide":
+        if chosen == "wide":
             wide.backward_weight(x, w, g, tables, gradients, K, M, activation, derivative, mode)
             return gradients.tensors
+        g = with_contiguous_rows(g)
         features, S, rows = backward_weight_split(mode, N, I, O, M, is_hopper(x))
         weight = x if w is None else w
         for first in range(0, I, features):

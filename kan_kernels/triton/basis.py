@@ -89,9 +89,9 @@ def evaluate(x, i, tables, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr
             nearest = at + tl.minimum(further, T - 1)
             if nearest.shape[1] > 1:
                 nearest = tl.max_contiguous(nearest, [1, 4])
-            knot = tl.load(nearest)
+            knot = tl.load(nearest).to(x.dtype)
             interval = tl.where((further < T) & (x >= knot), further, interval)
-        state = _from_interval(x, x >= tl.load(at), interval, K, D) + _live_adaptive(x, at, interval, T, K, D)
+        state = _from_interval(x, x >= tl.load(at).to(x.dtype), interval, K, D) + _live_adaptive(x, at, interval, T, K, D)
     return state
 
 
@@ -136,7 +136,7 @@ def _live_adaptive(x, at, interval, T, K: tl.constexpr, D: tl.constexpr):
         nearest = at + tl.minimum(tl.maximum(interval + (k + 1 - K), 0), T - 1)
         if nearest.shape[1] > 1:
             nearest = tl.max_contiguous(nearest, [1, 4])
-        around = around + (tl.load(nearest),)
+        around = around + (tl.load(nearest).to(x.dtype),)
     values = (tl.full(x.shape, 1.0, x.dtype),)
     carry = values[0]
     for k in tl.static_range(1, K + 1):

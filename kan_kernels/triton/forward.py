@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import infer_spline_order
-from . import wide
+from . import direct, wide
 from .basis import activation, bases_tile, basis_slice, evaluate, unit, weighted
 from .heuristics import (
     ceil_div,
@@ -196,9 +196,12 @@ def spline_forward(
     if N == 0:
         return x.new_empty(0, O)
     K, mode = infer_spline_order(M, T), mode_of(x.dtype)
+    chosen = regime("spline_forward", mode, N, I, O, K, M, derivative, w is not None)
     with torch.cuda.device_of(x):
+        if chosen == "direct" and direct.is_addressable(spline_weight, spline_scaler):
+            return direct.forward(x, w, spline_weight, spline_scaler, grid, base_weight, activation, K, derivative, mode)
         tables = prepare_knots(x, grid, K, derivative, mode)
-        if regime("spline_forward", mode, N, I, O, K, M, derivative, w is not None) == "wide":
+        if chosen == "wide":
             return wide.forward(x, w, spline_weight, spline_scaler, tables, base_weight, activation, K, derivative, mode)
         unrolled = forward_unrolled(I, M, w is not None, _is_blackwell(x))
         S, of_program = forward_split(N, I, O, unrolled)

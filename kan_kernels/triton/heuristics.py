@@ -13,7 +13,9 @@ WANTED_PROGRAMS = 264  # two per multiprocessor of an H100; not queried from the
 SCRATCH_BYTES = 64 << 20
 WIDE_SCRATCH_BYTES = 256 << 20
 WIDE_ELEMENTS = 1 << 22  # the least N * I of "wide"; its launches cost more than they gain below
-TINY_ROWS = 1 << 18  # on a million rows "fused" is faster
+DIRECT_PRODUCTS = 1 << 28  # the largest N * I * O * M of "direct", and the largest N * I; see `is_direct`
+DIRECT_INPUTS = 1 << 19
+SUMMED_PARTS = 16  # the most partial sums that `finish_kernel` adds
 UNROLLED_BASES = 16  # the largest number of bases to unroll, which limits the code size
 
 
@@ -58,17 +60,28 @@ def prefers_wide(operator: str, mode: str, N: int, I: int, O: int) -> bool:
     return O >= 64 or (unaligned and mode == "fp16x3")
 
 
+def is_direct(N: int, I: int, O: int, M: int) -> bool:
+    """Return whether a problem is small enough for "direct".
+
+    A step on an H200 in microseconds, direct and fused, in a CUDA graph and launched one by one (K = 3, G = 5): 64→64 on 1024
+    rows 48 and 89, 730 and 1940; on 4096 rows 103 and 100, 740 and 2190; 784→64 on 256 rows 101 and 119, 890 and 2430; 2→5 on
+    1000 rows 29 and 78, 1100 and 2100; 64→64 on 16384 rows 390 and 175, 1000 and 2050; 8→32 on 65536 rows 470 and 157, 930
+    and 1980. So the limits cost some time in graphs, and save more where the host is the bottleneck.
+    """
+    return N * I * O * M <= DIRECT_PRODUCTS and N * max(I, 16) <= DIRECT_INPUTS
+
+
 def regime(operator: str, mode: str, N: int, I: int, O: int, K: int, M: int, D: int, weighted: bool) -> str:
     """Return the implementation of an operator.
 
+    "direct": few launches, for small problems.
     "wide": bases in memory and plain matrix products.
-    "tiny": `spline_backward` in one pass over x and g, if weights and gradients fit one program.
     "fused": all other problems.
     """
+    if is_direct(N, I, O, M):
+        return "direct"
     if has_wide(operator, mode, K, D, weighted) and prefers_wide(operator, mode, N, I, O):
         return "wide"
-    if operator == "spline_backward" and N <= TINY_ROWS and I <= 8 and M <= 8 and O <= 32 and K >= 1 and mode != "fp64":
-        return "tiny"
     return "fused"
 
 
@@ -130,23 +143,44 @@ def backward_input_tiles(mode: str, way: str, hopper: bool) -> Tiles:
 
 def backward_weight_tiles(mode: str, way: str, O: int, hopper: bool) -> Tiles:
     if mode == "fp64":
-        return Tiles(32, 32, 16, 4, 1 if way == "adaptive" else 2, 4)
+        # Triton 3.6 compiles 4 warps to a kernel with wrong sums at degree 7.
+        return Tiles(32, 32, 16, 4, 1 if way == "adaptive" else 2, 8)
     if hopper:  # 1.8 instead of 6.4 ms for 256→256 on 65536 rows in fp16x3, 0.8 instead of 1.3 in bf16
         return Tiles(64, next_power_of_two(O, 32, 128), 8, 8, 1, 4)
     BO = 32 if O <= 32 else 64 if mode == "fp16x3" else 128
     return Tiles(32, BO, 16, 8, 1 if way == "adaptive" else 2, 8 if BO >= 64 else 4)
 
 
-def tiny_tiles(I: int) -> Tiles:
-    """Return fewer columns for one or two features. With tf32x3, tiles with more outputs would not stay in registers."""
-    return Tiles(32, 32, 2 if I <= 2 else 8, 8, 1, 8)
+def direct_forward_tiles(N: int, I: int, O: int) -> Tiles:
+    """Return tiles of 16 features, since the base activation's product sums over at least 16.
+
+    The small tiles take 27 instead of 39 us for 64→64 on 1024 rows, and 76 instead of 51 us for 784→64 on 256 rows.
+    """
+    if N * I * O <= 1 << 22:
+        return Tiles(16, 32, 16, 4, 1, 8)
+    return Tiles(32, 32 if O <= 32 else 64, 16, 2, 1, 8)
 
 
-def tiny_split(N: int) -> tuple[int, int]:
+def direct_backward_tiles(mode: str, O: int, hopper: bool) -> Tiles:
+    """Return larger tiles for Hopper: 108 instead of 139 us for 512→512 on 128 rows. Elsewhere they spill registers."""
+    if hopper and mode != "fp64":
+        return Tiles(64, 32 if O <= 32 else 64, 16, 4, 1, 8)
+    return Tiles(32, 32, 16, 4, 1, 8)
+
+
+def direct_forward_split(tiles: Tiles, N: int, I: int, O: int) -> tuple[int, int]:
+    """Return the number of parts of the sum over features, and the blocks of BI features per part."""
+    blocks = ceil_div(I, tiles.BI)
+    of_part = ceil_div(blocks, splits(ceil_div(N, tiles.BN) * ceil_div(O, tiles.BO), blocks))
+    return ceil_div(blocks, of_part), of_part
+
+
+def direct_backward_split(tiles: Tiles, N: int, I: int, O: int, M: int) -> tuple[int, int]:
     """Return the number of parts of the sum over rows, and the rows per part."""
-    blocks = ceil_div(N, 32)
-    of_part = ceil_div(blocks, min(WANTED_PROGRAMS, max(1, blocks // 4)))
-    return ceil_div(blocks, of_part), of_part * 32
+    blocks = ceil_div(N, tiles.BN)
+    programs = ceil_div(I, tiles.BI) * (ceil_div(M, tiles.MC) + 1) * ceil_div(O, tiles.BO)
+    of_part = ceil_div(blocks, min(SUMMED_PARTS, splits(programs, blocks)))
+    return ceil_div(blocks, of_part), of_part * tiles.BN
 
 
 ALIGNED = 16  # operands' rows in memory have a multiple of this length

@@ -3,7 +3,7 @@
 - "fp16x3": three products, with float32 operands split into two float16 each; as accurate as a float32 product. Tiles are
   scaled by powers of two (`power_of_two_scale`) to avoid overflow and to keep 40 bits below the largest value.
 - "tf32", "bf16", "fp16": one product of rounded operands with float32 sums.
-- "tf32x3", "ieee": Triton's products of float32 tiles, for `backward.py` and `edge_l1.py`.
+- "tf32x3", "ieee": Triton's products of float32 tiles, for `direct.py` and `edge_l1.py`.
 - "fp64": float64 throughout.
 """
 

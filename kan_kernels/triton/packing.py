@@ -30,15 +30,16 @@ def knots_kernel(
     compute = knots.dtype.element_ty
     first = tl.load(row, mask=mask_i, other=0.0).to(compute)
     last = tl.load(row + (T - 1).to(tl.int64) * grid_stride_t, mask=mask_i, other=1.0).to(compute)
-    distance = (last - first) / (T - 1).to(compute)
-    farthest = tl.zeros((BI,), compute)
+    # float64, since float32 divisions and products on a GPU are wrong by as much as the rounded knots of a fine grid.
+    exact_first = first.to(tl.float64)
+    distance = (last.to(tl.float64) - exact_first) / (T - 1).to(tl.float64)
+    farthest = tl.zeros((BI,), tl.float64)
     for t0 in range(0, T, BT):
         t = t0 + tl.arange(0, BT)
         mask = mask_i[:, None] & (t < T)[None, :]
         knot = tl.load(row[:, None] + t[None, :].to(tl.int64) * grid_stride_t, mask=mask, other=0.0).to(compute)
         tl.store(knots + i[:, None] * T + t[None, :], knot, mask=mask)
-        # Differences are exact for knots far from 0. Sums would be rounded as the knots are.
-        away = tl.abs((knot - first[:, None]) - t[None, :].to(compute) * distance[:, None])
+        away = tl.abs((knot.to(tl.float64) - exact_first[:, None]) - t[None, :].to(tl.float64) * distance[:, None])
         farthest = tl.maximum(farthest, tl.max(tl.where(mask, away, 0.0), axis=1))
     # B^(D) of degree K is K/span times a difference of two B^(D-1) of degree K-1; the bound applies this D times.
     bound = tl.full((BI,), 1.0, compute)
@@ -54,7 +55,7 @@ def knots_kernel(
             narrowest = tl.minimum(narrowest, tl.min(tl.where(right > left, right - left, narrowest[:, None]), axis=1))
         bound = bound * (2.0 * k / narrowest)
     is_uniform = (distance > 0) & (farthest <= tolerance * distance)
-    tl.store(step + i, 1.0 / distance, mask=mask_i)
+    tl.store(step + i, (1.0 / distance).to(compute), mask=mask_i)
     tl.store(origin + i, first, mask=mask_i)
     tl.store(steepness + i, bound, mask=mask_i)
     tl.store(uniform + i, is_uniform.to(tl.int32), mask=mask_i)
@@ -95,13 +96,13 @@ def largest_kernel(
         for o0 in range(0, O, BO):
             o = (o0 + tl.arange(0, BO).to(tl.int64))[None, :]
             mask = (row < rows)[:, None] & (o < O)
-            weight = _weight(matrices, o, i, m, mask, M, SCALED, HAS_BASE)
+            weight = weight_of(matrices, o, i, m, mask, M, SCALED, HAS_BASE)
             found = tl.maximum(found, tl.abs(finite(weight)))
     tl.store(largest + tl.program_id(0), tl.max(tl.max(found, axis=1), axis=0))
 
 
 @triton.jit
-def _weight(matrices, o, i, m, mask, M, SCALED: tl.constexpr, HAS_BASE: tl.constexpr):
+def weight_of(matrices, o, i, m, mask, M, SCALED: tl.constexpr, HAS_BASE: tl.constexpr):
     """Return weight m of output o and feature i, 0 outside of the mask. Weight M is base_weight. o, i and m broadcast."""
     spline, scaler, base = matrices
     weight = tl.load(spline[0] + o * spline[1] + i * spline[2] + m * spline[3], mask=mask & (m < M), other=0.0)
@@ -169,7 +170,7 @@ def pack_kernel(
         (spline_scaler, spline_scaler_stride_o, spline_scaler_stride_i),
         (base_weight, base_weight_stride_o, base_weight_stride_i),
     )
-    weight = _weight(matrices, o[None, :], i[:, None], m, mask, M, SCALED, HAS_BASE)
+    weight = weight_of(matrices, o[None, :], i[:, None], m, mask, M, SCALED, HAS_BASE)
     if MODE == "fp16x3":
         scale, inverse = power_of_two_scale(tl.max(tl.load(largest + tl.arange(0, PROGRAMS)), axis=0))
         weight = weight * scale
@@ -188,9 +189,9 @@ def pack_kernel(
         tl.store(packed_rest + at, rest(finite(weight), finite(high)), mask=mask)
 
 
-@triton.jit(do_not_specialize=["first", "features", "M"])
+@triton.jit(do_not_specialize=["parts", "first", "features", "M"])
 def finish_kernel(
-    summed,  # (M+1, features, O): the gradient of the bases' weights and of base_weight
+    partial,  # (parts, M+1, features, O): the gradients of the bases' weights and of base_weight, to be added
     spline_weight,  # (O, I, M), for the gradient of spline_scaler
     spline_scaler,  # (O, I) or unused
     spline_weight_gradient,  # out (O, I, M), with the strides M * gradient_stride_o, M * gradient_stride_i and 1
@@ -203,7 +204,8 @@ def finish_kernel(
     spline_scaler_stride_i,
     gradient_stride_o,  # of the gradients of spline_scaler and base_weight
     gradient_stride_i,
-    first,  # first feature and number of features in `summed`
+    parts,
+    first,  # first feature and number of features in `partial`
     features,
     M,
     O,
@@ -221,7 +223,8 @@ def finish_kernel(
     o = (tl.program_id(0) // features).to(tl.int64) * BO + tl.arange(0, BO)
     mask_o = o < O
     edge = o * gradient_stride_o + i * gradient_stride_i
-    compute = summed.dtype.element_ty
+    compute = partial.dtype.element_ty
+    part = (M + 1).to(tl.int64) * features * O
     if NEED_SPLINE_WEIGHT or NEED_SPLINE_SCALER:
         total = tl.zeros((BO,), compute)
         weights = spline_weight + i * spline_weight_stride_i + o * spline_weight_stride_o
@@ -231,8 +234,11 @@ def finish_kernel(
         for m0 in range(0, M, BM):
             m = (m0 + tl.arange(0, BM)).to(tl.int64)
             mask = mask_o[:, None] & (m < M)[None, :]
-            sums = summed + ((m * features + inner) * O)[:, None] + o[None, :]
-            gradient = tl.trans(tl.load(sums, mask=tl.trans(mask), other=0.0))
+            at = partial + ((m * features + inner) * O)[:, None] + o[None, :]
+            gradient = tl.zeros((BM, BO), compute)
+            for s in range(parts):
+                gradient += tl.load(at + s * part, mask=tl.trans(mask), other=0.0)
+            gradient = tl.trans(gradient)
             if NEED_SPLINE_SCALER:
                 weight = tl.load(weights[:, None] + m[None, :] * spline_weight_stride_m, mask=mask, other=0.0).to(compute)
                 total += tl.sum(gradient * weight, axis=1)
@@ -243,5 +249,8 @@ def finish_kernel(
         if NEED_SPLINE_SCALER:
             tl.store(spline_scaler_gradient + edge, total, mask=mask_o)
     if NEED_BASE_WEIGHT:
-        gradient = tl.load(summed + (M.to(tl.int64) * features + inner) * O + o, mask=mask_o, other=0.0)
+        at = partial + (M.to(tl.int64) * features + inner) * O + o
+        gradient = tl.zeros((BO,), compute)
+        for s in range(parts):
+            gradient += tl.load(at + s * part, mask=mask_o, other=0.0)
         tl.store(base_weight_gradient + edge, gradient, mask=mask_o)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends import log_fallback
 from ..utils.memory_layout import features_first, laid_out, new_gradient
 from . import packing
-from .heuristics import OLD_TRITON, Tiles, ceil_div, next_power_of_two
+from .heuristics import OLD_TRITON, SUMMED_PARTS, Tiles, ceil_div, next_power_of_two
 
 OPERANDS = {
     "fp16x3": torch.float16,
@@ -158,6 +158,14 @@ def slices_of_edges(slices: int, I: int, O: int, outputs_last: bool) -> Layout:
     return Layout(slices, (in_slice[0], I * O, in_slice[1]), in_slice, slices * I * O, (slices + 1) * I * O)
 
 
+def with_strides(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tensor | None) -> list[Tensor | int]:
+    """Return the parameters and their strides, as kernels take them. spline_weight stands in for a parameter that is None."""
+    of_edges = spline_weight.stride()[:2]
+    scaler, of_scaler = (spline_weight, of_edges) if spline_scaler is None else (spline_scaler, spline_scaler.stride())
+    base, of_base = (spline_weight, of_edges) if base_weight is None else (base_weight, base_weight.stride())
+    return [spline_weight, scaler, base, *spline_weight.stride(), *of_scaler, *of_base]
+
+
 def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tensor | None, mode: str, layout: Layout) -> Packed:
     O, I, M = spline_weight.shape
     packed = spline_weight.new_empty(layout.size, dtype=OPERANDS[mode])
@@ -165,12 +173,8 @@ def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tenso
     BR, BO = 2048 // next_power_of_two(O, 16, 128), next_power_of_two(O, 16, 128)
     programs = next_power_of_two(ceil_div(I * (M + 1), BR), 1, 256)
     largest, inverse_scale = spline_weight.new_empty(programs + 1, dtype=torch.float32).split([programs, 1])
-    tensors = (
-        spline_weight,
-        spline_weight[:, :, 0] if spline_scaler is None else spline_scaler,
-        spline_weight[:, :, 0] if base_weight is None else base_weight,
-    )
-    strides = [stride for tensor in tensors for stride in tensor.stride()]
+    arguments = with_strides(spline_weight, spline_scaler, base_weight)
+    tensors, strides = arguments[:3], arguments[3:]
     has = {"SCALED": spline_scaler is not None, "HAS_BASE": base_weight is not None}
     if mode == "fp16x3":
         packing.largest_kernel[(programs,)](*tensors, largest, *strides, I, M, O, BR=BR, BO=BO, num_warps=4, **has, **OPTIONS)
@@ -180,6 +184,14 @@ def pack(spline_weight: Tensor, spline_scaler: Tensor | None, base_weight: Tenso
         TRANSPOSED=layout.base_strides[0] == 1, MODE=mode, PROGRAMS=programs, BI=32, BO=32, num_warps=4, **has, **OPTIONS,
     )  # fmt: skip
     return Packed(packed, packed_rest, inverse_scale)
+
+
+def with_contiguous_rows(g: Tensor) -> Tensor:
+    """Return g with contiguous rows, a copy if they are not, such as those of the expanded gradient of a sum.
+
+    A gradient of x takes 3.5 times as long if it reads g element by element (65536 rows of 64→64 on an H200).
+    """
+    return g if g.stride(1) == 1 or g.shape[1] == 1 else g.contiguous()
 
 
 def search_depth(T: int) -> int:
@@ -217,12 +229,14 @@ class Gradients:
 
     def finish(self, partial: Tensor, first: int) -> None:
         """Write the gradients of the features from `first` on, from partial (S, M+1, features, O)."""
-        summed = partial[0] if partial.shape[0] == 1 else partial.sum(0)
+        if partial.shape[0] > SUMMED_PARTS:
+            partial = partial.sum(0, keepdim=True)
         features, BO, BM = partial.shape[2], next_power_of_two(self.O, 16, 64), next_power_of_two(self.M, 2, 16)
         need_spline_weight, need_spline_scaler, need_base_weight = self.needs
         packing.finish_kernel[(features * ceil_div(self.O, BO),)](
-            summed, self.spline_weight, self.spline_scaler, *self.tensors,
-            *self.spline_weight.stride(), *self.spline_scaler.stride(), *self.strides, first, features, self.M, self.O,
+            partial, self.spline_weight, self.spline_scaler, *self.tensors,
+            *self.spline_weight.stride(), *self.spline_scaler.stride(), *self.strides,
+            partial.shape[0], first, features, self.M, self.O,
             SCALED=self.scaled, NEED_SPLINE_WEIGHT=need_spline_weight, NEED_SPLINE_SCALER=need_spline_scaler,
             NEED_BASE_WEIGHT=need_base_weight, BO=BO, BM=BM, num_warps=4, **OPTIONS,
         )  # fmt: skip

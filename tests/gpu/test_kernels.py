@@ -62,6 +62,25 @@ def numpy_computes_quietly(recwarn):
     warnings.simplefilter("ignore", RuntimeWarning)
 
 
+def use_regime(monkeypatch, name: str) -> None:
+    """Use a regime wherever it is available."""
+
+    def regime(*arguments):
+        operator, mode, _, _, _, K, _, D, weighted = arguments
+        return name if name != "wide" or heuristics.has_wide(operator, mode, K, D, weighted) else "fused"
+
+    for module in ("forward", "backward_input", "backward_weight", "backward"):
+        monkeypatch.setattr(sys.modules[f"kan_kernels.triton.{module}"], "regime", regime)
+
+
+@pytest.fixture
+def regime(request, monkeypatch):
+    use_regime(monkeypatch, request.param)
+
+
+in_both_regimes = pytest.mark.parametrize("regime", ["direct", "fused"], indirect=True)
+
+
 def trials(case: Case) -> int:
     return max(1, min(8, 100 // max(1, case.N * case.O)))
 
@@ -73,29 +92,32 @@ def operators(order: int):
 
 def some(every: dict[int, int]) -> list[tuple[Case, int]]:
     """Pairs of a case and an order: of each order every so many-th case, on a GPU fewer, since each compiles its kernels."""
-    stride = 1 if INTERPRETED else 4
+    stride = 1 if INTERPRETED else 6
     return [(case, order) for order, step in every.items() for case in CHOSEN[:: step * stride]]
 
 
+@in_both_regimes
 @pytest.mark.parametrize(("case", "order"), some({0: 1, 1: 4, 2: 6, 3: 6, 4: 9}), ids=str)
-def test_float32(case, order):
+def test_float32(case, order, regime):
     """As accurate as float32's own products, every operator, every order."""
     for operator in operators(order):
         compare(operator, case, torch.float32, order, triton_operators, trials(case))
 
 
+@in_both_regimes
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.float32], ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize(("case", "order"), some({0: 4, 1: 8}), ids=str)
-def test_other_dtypes(case, dtype, order):
+def test_other_dtypes(case, dtype, order, regime):
     for operator in operators(order):
         compare(operator, case, dtype, order, triton_operators, min(4, trials(case)))
 
 
+@in_both_regimes
 @pytest.mark.parametrize(
     "case", [Case(70, 17, 9, scaled=True, weighted=True), Case(70, 5, 33, G=20, K=2, scaled=True)], ids=str
 )
 @pytest.mark.parametrize(("precision", "bits"), [("high", 10), ("medium", 7)])
-def test_precision_is_torchs_choice(case, precision, bits):
+def test_precision_is_torchs_choice(case, precision, bits, regime):
     """Operands of 10 and 7 explicit bits: errors of that size, and not of a smaller one."""
     before = torch.get_float32_matmul_precision()
     t = make(case, torch.float32)
@@ -111,9 +133,10 @@ def test_precision_is_torchs_choice(case, precision, bits):
             assert error > 2.0 ** -(bits + 6)
 
 
+@in_both_regimes
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e25])
 @pytest.mark.parametrize("what", ["x", "w", "spline_weight", "base_weight", "g"])
-def test_operands_of_any_size(what, factor):
+def test_operands_of_any_size(what, factor, regime):
     """float16 holds neither 1e12 nor 1e-12: the operands are scaled. Twice-rule, also with one row of another size."""
     case = Case(70, 17, 9, weighted=True)
 
@@ -134,9 +157,10 @@ def test_operands_of_any_size(what, factor):
     assert_twice_rule(compute, torch.float32, 4, what)
 
 
+@in_both_regimes
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize(("first", "distance"), [(100.0, 0.2), (20000.0, 0.2), (2.0**20, 1 / 16), (738000.0, 5.0)])
-def test_knots_far_from_zero(first, distance, precision):
+def test_knots_far_from_zero(first, distance, precision, regime):
     """Rounded knots there are not equidistant, and exact ones must not lose their inputs' place to cancellation."""
     case = Case(40, 3, 5, base=None)
     t = make(case, torch.float32)
@@ -189,17 +213,6 @@ assert mode_of(torch.float32) == "fp16x3"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def use_regime(monkeypatch, name: str) -> None:
-    """Use a regime wherever it is available."""
-
-    def regime(*arguments):
-        operator, mode, _, _, _, K, _, D, weighted = arguments
-        return name if name != "wide" or heuristics.has_wide(operator, mode, K, D, weighted) else "fused"
-
-    for module in ("forward", "backward_input", "backward_weight", "backward"):
-        monkeypatch.setattr(sys.modules[f"kan_kernels.triton.{module}"], "regime", regime)
-
-
 WIDE = [
     Case(150, 17, 9, scaled=True),
     Case(70, 16, 16, base="identity"),
@@ -230,12 +243,12 @@ def with_weights_laid_out(t: Tensors, layout: str) -> Tensors:
 
 
 @pytest.mark.parametrize(("N", "order"), [(70, 0), (70, 6), (0, 0)], ids=str)
-@pytest.mark.parametrize("regime", ["fused", "tiny", "wide"])
-def test_gradients_lie_in_memory_as_the_weights(monkeypatch, regime, N, order):
+@pytest.mark.parametrize("name", ["direct", "fused", "wide"])
+def test_gradients_lie_in_memory_as_the_weights(monkeypatch, name, N, order):
     """In every regime, from the reference (order 6) and without rows; the values are the same for both layouts."""
     case = Case(N, 3, 5, scaled=True)
-    dtype = torch.bfloat16 if regime == "wide" else torch.float32
-    use_regime(monkeypatch, regime)
+    dtype = torch.bfloat16 if name == "wide" else torch.float32
+    use_regime(monkeypatch, name)
     results = {}
     for layout in ("contiguous", "in_first"):
         t = with_weights_laid_out(make(case, dtype), layout)
@@ -259,8 +272,12 @@ def test_the_regimes():
     assert chosen("spline_backward_input", "tf32", 65536, 784, 10) == "wide"
     assert chosen("spline_backward_weight", "tf32", 65536, 784, 10) == "fused"
     assert chosen("spline_backward_weight", "tf32", 65536, 64, 64) == "wide"
-    assert chosen("spline_backward_weight", "tf32", 1024, 64, 64) == "fused"
-    assert chosen("spline_backward", "fp16x3", 1000, 8, 32) == "tiny"
+    assert chosen("spline_backward_weight", "tf32", 16384, 64, 64) == "fused"
+    for rows, expected in ((4096, "direct"), (16384, "fused")):
+        for operator in ("spline_forward", "spline_backward_input", "spline_backward_weight", "spline_backward"):
+            assert chosen(operator, "fp16x3", rows, 64, 64) == expected
+    assert chosen("spline_backward", "fp16x3", 1000, 2, 5) == "direct"
+    assert chosen("spline_backward", "fp16x3", 65536, 8, 32) == "fused"
     assert chosen("spline_backward", "fp16x3", 1_000_000, 8, 32) == "fused"
     assert heuristics.forward_split(256, 784, 64, unrolled=8)[0] > 1
     assert heuristics.forward_split(65536, 64, 64, unrolled=8)[0] == 1
@@ -303,8 +320,8 @@ def test_gradients(case, derivatives, dtype):
         other = derivatives(t, case, False)
     for value, truth, rounded in zip(values, exact, other, strict=True):
         scale = truth.abs().max()
-        # The reference has no error against itself, so float64 gets what degree 7 needs on a GPU.
-        allowed = 2 * (rounded - truth).abs().max() / scale + 32 * torch.finfo(dtype).eps
+        # The reference has no error against itself. float64 has up to 2.2 eps on an H200.
+        allowed = 2 * (rounded - truth).abs().max() / scale + 8 * torch.finfo(dtype).eps
         assert (value.cpu() - truth).abs().max() / scale <= allowed
 
 
@@ -327,12 +344,13 @@ def test_a_loss_on_second_derivatives_trains():
         torch.testing.assert_close(value, truth, rtol=1e-8, atol=1e-9 * truth.abs().max().item())
 
 
+@in_both_regimes
 @pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize(
     "case", [Case(37, 3, 5, K=1), Case(37, 3, 5, knots="adaptive"), Case(37, 17, 5), Case(37, 2, 5, K=5)], ids=str
 )
 @pytest.mark.parametrize("precision", ["highest", "high"])
-def test_nan_and_inf_as_the_reference(case, order, precision):
+def test_nan_and_inf_as_the_reference(case, order, precision, regime):
     t = make(case, torch.float32)
     for k, value in enumerate(VALUES):
         t.x[3 * k, k % case.I] = value
@@ -350,8 +368,9 @@ def test_nan_and_inf_as_the_reference(case, order, precision):
         torch.set_float32_matmul_precision(before)
 
 
+@in_both_regimes
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
-def test_only_its_own_row_is_lost(bad):
+def test_only_its_own_row_is_lost(bad, regime):
     case = Case(70, 3, 5, points="inside", base=None)
     t = make(case, torch.float32)
     (clean,) = OPERATORS[0](triton_operators, t, case, 0)
@@ -382,8 +401,9 @@ def test_any_knots_are_safe(knots):
             assert value.shape[-1] in (0, case.I, case.O, case.M)
 
 
+@in_both_regimes
 @pytest.mark.parametrize("case", LARGER[2:], ids=str)
-def test_same_bits_every_time(case):
+def test_same_bits_every_time(case, regime):
     """Sums in parts have one order."""
     t = make(case, torch.float32)
     for operator in OPERATORS:
@@ -501,10 +521,32 @@ def test_the_second_gpu():
         torch.testing.assert_close(y, layer(x))
 
 
-def test_tiny_layers_take_one_pass(monkeypatch):
+def test_small_layers_take_one_launch(monkeypatch):
     """`spline_backward` of a small layer does not fall apart into two operators."""
     module = sys.modules["kan_kernels.triton.backward"]
     monkeypatch.setattr(module, "spline_backward_weight", None)
     monkeypatch.setattr(module, "spline_backward_input", None)
     case = Case(129, 8, 32, scaled=True)
     compare(backward, case, torch.float32, 0, triton_operators, 2)
+
+
+@in_both_regimes
+@pytest.mark.parametrize("K", [5, 6, 7])
+def test_float64_of_high_degrees(K, regime):
+    """Triton 3.6 compiles some tiles of this to wrong sums."""
+    for operator in OPERATORS:
+        compare(operator, Case(65, 3, 5, G=4, K=K, scaled=True), torch.float64, 0, triton_operators, 1)
+
+
+@pytest.mark.parametrize("name", ["direct", "fused", "wide"])
+def test_an_expanded_gradient(monkeypatch, name):
+    """The gradient of a sum has strides of 0: the results are those of its copy."""
+    use_regime(monkeypatch, name)
+    case = Case(70, 17, 9)
+    t = make(case, torch.float32).on(DEVICE)
+    expanded = dataclasses.replace(t, g=t.g[:1, :1].expand(t.g.shape))
+    copied = dataclasses.replace(t, g=expanded.g.contiguous())
+    with kk.use_backend("triton"):
+        for operator in OPERATORS[1:]:
+            values, others = (operator(ops, each, case, 0) for each in (expanded, copied))
+            assert all(torch.equal(value, other) for value, other in zip(values, others, strict=True))
