@@ -227,8 +227,8 @@ def spline_backward_weight(
     chosen = regime("spline_backward_weight", mode, N, I, O, K, M, derivative, w is not None)
     with torch.cuda.device_of(x):
         if chosen == "direct":
-            base = activation if need_base_weight else "none"
-            direct.backward_weight(x, w, g, grid, gradients, K, derivative, base, mode)
+            needed = activation if need_base_weight else "none"
+            direct.backward_weight(x, w, g, grid, gradients, K, derivative, needed, mode)
             return gradients.tensors
         tables = prepare_knots(x, grid, K, derivative, mode)
         if chosen == "wide":

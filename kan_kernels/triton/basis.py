@@ -143,7 +143,7 @@ def _live_adaptive(x, at, interval, T, K: tl.constexpr, D: tl.constexpr):
         new = ()
         for q in tl.static_range(0, k):
             span = around[K + q] - around[K - k + q]
-            share = tl.where(span > 0, values[q] / tl.where(span > 0, span, 1.0), 0.0)
+            share = tl.where(span > 0, _quotient(values[q], tl.where(span > 0, span, 1.0)), 0.0)
             if k > K - D:
                 low = share * -k
                 high = share * k
@@ -156,6 +156,16 @@ def _live_adaptive(x, at, interval, T, K: tl.constexpr, D: tl.constexpr):
             carry = high
         values = new + (carry,)
     return values
+
+
+@triton.jit
+def _quotient(a, b):
+    """Return a / b, rounded as on a CPU; Triton's own float32 quotient on a GPU can be off by 2 ulp."""
+    if a.dtype == tl.float32:
+        r = tl.math.div_rn(a, b)
+    else:
+        r = a / b
+    return r
 
 
 @triton.jit

@@ -332,7 +332,7 @@ def backward(
 class _Parts(NamedTuple):
     """The parts of the sum over the rows."""
 
-    count: int
+    number: int
     rows: int  # of a part
 
 
@@ -340,7 +340,7 @@ def _partial(x: Tensor, g: Tensor, grid: Tensor, K: int, mode: str) -> tuple[_Pa
     """Return the parts of the sum over the rows, and the memory for their results (S, M+1, I, O)."""
     (N, I), O, M = x.shape, g.shape[1], grid.shape[1] - K - 1
     parts = _Parts(*direct_backward_split(direct_backward_tiles(mode, O, is_hopper(x)), N, I, O, M))
-    return parts, x.new_empty(parts.count, M + 1, I, O, dtype=torch.float64 if mode == "fp64" else torch.float32)
+    return parts, x.new_empty(parts.number, M + 1, I, O, dtype=torch.float64 if mode == "fp64" else torch.float32)
 
 
 def _launch(
@@ -352,7 +352,7 @@ def _launch(
     M, tiles, weight = T - K - 1, direct_backward_tiles(mode, O, is_hopper(x)), x if w is None else w
     blocks = ceil_div(I, tiles.BI)
     of_input = ceil_div(N, tiles.BN) * blocks if need_input else 0
-    of_weights = parts.count * blocks * (ceil_div(M, tiles.MC) + 1) * ceil_div(O, tiles.BO)
+    of_weights = parts.number * blocks * (ceil_div(M, tiles.MC) + 1) * ceil_div(O, tiles.BO)
     direct_backward_kernel[(of_input + of_weights,)](
         x, *x.stride(), weight, *weight.stride(), g, *g.stride(), *with_strides(*weights), _knots(x, grid),
         result, partial, N, I, O, T, M, parts.rows, of_input, K=K, D=D, DEPTH=search_depth(T), WEIGHTED=w is not None,

@@ -42,18 +42,19 @@ def has_wide(operator: str, mode: str, K: int, D: int, weighted: bool) -> bool:
     return mode != "fp64" and D <= K and (mode != "fp16x3" or operator == "spline_backward_input" or not (D or weighted))
 
 
-def prefers_wide(operator: str, mode: str, N: int, I: int, O: int) -> bool:
+def prefers_wide(operator: str, mode: str, N: int, I: int, O: int, M: int) -> bool:
     """Return whether "wide" is faster than "fused", from times on an H200 in CUDA graphs (K = 3, G = 5).
 
     Fused and wide, in milliseconds, for 65536 rows: forward 256→256 1.20 and 0.75 (fp16x3), 0.48 and 0.46 (tf32), 128→128 0.30
     and 0.34 (fp16x3); gradient of x 128→128 0.49 and 0.42 (fp16x3), 0.28 and 0.27 (tf32), 64→64 0.19 and 0.21 (fp16x3),
     784→10 6.5 and 2.1 (fp16x3), 2.2 and 1.7 (tf32); gradient of the weights 64→64 0.23 and 0.20 (fp16x3), 0.15 and 0.11
-    (tf32), 32→32 0.11 and 0.13 (fp16x3), 784→10 2.8 and 1.7 (fp16x3), 1.0 and 1.6 (tf32).
+    (tf32), 32→32 0.11 and 0.13 (fp16x3), 784→10 2.8 and 1.7 (fp16x3), 1.0 and 1.6 (tf32). With 23 bases (G = 20), forward
+    256→256: 3.87 fused (tf32) and 2.12 wide (fp16x3, whose products take longer than those of tf32).
     """
     if N * I < WIDE_ELEMENTS:
         return N * I >= WIDE_ELEMENTS // 4 and O >= 1024
     if operator == "spline_forward":
-        return (128 if mode == "fp16x3" else 256) < O
+        return (128 if mode == "fp16x3" or M > UNROLLED_BASES else 256) < O
     unaligned = O % 8 != 0  # "fused" loads rows of such lengths slowly
     if operator == "spline_backward_input":
         return (64 if mode == "fp16x3" else 128) < O or unaligned
@@ -80,7 +81,7 @@ def regime(operator: str, mode: str, N: int, I: int, O: int, K: int, M: int, D: 
     """
     if is_direct(N, I, O, M):
         return "direct"
-    if has_wide(operator, mode, K, D, weighted) and prefers_wide(operator, mode, N, I, O):
+    if has_wide(operator, mode, K, D, weighted) and prefers_wide(operator, mode, N, I, O, M):
         return "wide"
     return "fused"
 
