@@ -1,4 +1,4 @@
-"""The licence, the C++ extension, and a check of what builds it; everything else about the package is in pyproject.toml.
+"""The licence, the description, the C++ extension, and a check of what builds it; everything else about the package is in pyproject.toml.
 
 KAN_KERNELS_NO_CPP=1 leaves the extension out: the library then works on its reference, and `kan_kernels.info()` says so.
 KAN_KERNELS_SANITIZE=1 builds it under AddressSanitizer (`make test-asan`).
@@ -17,6 +17,7 @@ import setuptools
 ABI = "cp310"  # CPython's limited API of 3.10
 TORCH_TARGET = "0x020a000000000000"  # libtorch's stable ABI of torch 2.10
 
+REPOSITORY = ""  # the address of the source tree, such as https://github.com/OWNER/kan_kernels/blob/main, once it is public
 COMPILING_COMMANDS = ("bdist", "build", "develop", "editable", "install")  # beginnings of their names
 OLDEST = {"g++": 11, "clang": 14}
 OLDEST_SETUPTOOLS = (65, 5)
@@ -39,6 +40,21 @@ def setuptools_version() -> tuple[int, ...]:
 def license_field() -> dict:
     """The SPDX expression, under the keyword that this setuptools has for it."""
     return {"license_expression" if setuptools_version() >= (77,) else "license": "MIT"}
+
+
+def description() -> dict:
+    """Return the README as a package index shows it, where relative links lead nowhere.
+
+    With a REPOSITORY the links are absolute, without one they are plain text and the pictures are left out.
+    """
+    text = Path("README.md").read_text(encoding="utf-8")
+    if REPOSITORY:
+        text = re.sub(r"\]\((?!https?://|#)", f"]({REPOSITORY}/", text)
+        text = re.sub(r'(src|srcset)="(?!https?://)', rf'\1="{REPOSITORY}/', text)
+    else:
+        text = re.sub(r"\[([^\]]*)\]\((?!https?://|#)[^)]*\)", r"\1", text)
+        text = re.sub(r"<picture>.*?</picture>\n*", "", text, flags=re.DOTALL)
+    return {"long_description": text, "long_description_content_type": "text/markdown"}
 
 
 def compiler_version(command: str) -> tuple[str, int] | None:
@@ -112,4 +128,4 @@ def extension() -> dict:
     }
 
 
-setuptools.setup(**license_field(), **extension())
+setuptools.setup(**license_field(), **description(), **extension())

@@ -81,6 +81,10 @@ def test_the_source_distribution_builds_by_itself(tmp_path):
         (metadata,) = (name for name in files.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO"))
         lines = files.extractfile(metadata).read().decode().splitlines()
     assert "License-File: LICENSE" in lines
+    assert any(line.startswith("Kolmogorov–Arnold network (KAN) layers") for line in lines)
+    links = re.findall(r"\]\(([^)]*)\)|src(?:set)?=\"([^\"]*)\"", "\n".join(lines))
+    assert links, "the README has links"
+    assert all("".join(link).startswith("https://") for link in links), "a package index has no relative links"
     assert {"License-Expression: MIT", "License: MIT"} & set(lines)  # as setuptools writes it from 77 on, and before
     folders = ("csrc", "tests", "bench", "docs", "examples")
     wanted = {file.relative_to(ROOT).as_posix() for folder in folders for file in (ROOT / folder).rglob("*.*")}
