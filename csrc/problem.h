@@ -1,4 +1,4 @@
-// Describes an operator's arguments as plain pointers and strides: kernels never see a Tensor.
+// Describes an operator's arguments as plain pointers and strides. Kernels do not use Tensor.
 #pragma once
 #include <cstdint>
 

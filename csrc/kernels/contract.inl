@@ -32,7 +32,7 @@ inline int feature_room(int64_t block) { return block <= 256 ? 256 + 16 : kValue
 // Returns the width in vectors of the widest tile whose live rows, base row and one input's vectors fit the registers.
 template <int LIVE>
 constexpr int widest_tile() {
-  constexpr int registers = KAN_VECTOR_BYTES == 64 ? 32 : 16;
+  constexpr int registers = kVectorRegisters;
   int width = LIVE < 0 ? 1 : 4;
   while (width > 1 && (LIVE + 2) * width + 1 >= registers) --width;
   return width;
@@ -155,8 +155,8 @@ template <class C, int LIVE, int R, class Finish>
   }
 }
 
-// Computes y[b, tile] += values x coefficients. Not inlined, because then its loop spills registers: on AVX2 a forward takes 11% less
-// (64 -> 64, 4096 rows, Zen 3).
+// Computes y[b, tile] += values x coefficients. The function is not inlined, because its loop would then spill registers: on
+// AVX2 a forward takes 11% less (64 -> 64, 4096 rows, Zen 3).
 template <class C, int LIVE, int R>
 [[gnu::noinline]] void forward_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, C* y, int64_t y_stride) {
   contract_runs<C, LIVE, R>(inputs, tile, [y, y_stride](int64_t b, const V<C>* sum) __attribute__((always_inline)) {
@@ -198,8 +198,9 @@ void backward_input_tile(const Inputs<C>& inputs, const CoefTile<C>& tile, const
     const ValueSum known_sum = rows.subtract_pivot(inputs.template value_sum_of<ValueSum::zero, ValueSum::one>(run));
     const int64_t start = runs.start[run], count = runs.start[run + 1] - start;
     const int32_t *const order = runs.order + start, *const place = inputs.place + start;
-    // By value, as in contract_runs. The sum over k comes before the product with g: fewer operations than a product for each k, 10
-    // instead of 12 at R = 2. Both together took 13% of spline_backward on AVX2 and 6% on AVX-512 (64 -> 64, 4096 rows, one thread).
+    // By value, as in contract_runs. The sum over k is computed before the product with g, which takes fewer operations than a
+    // product for each k: 10 instead of 12 at R = 2. Both together took 13% of spline_backward on AVX2 and 6% on AVX-512
+    // (64 -> 64, 4096 rows, one thread).
     const auto add_products = [&, values, order, place, count](auto known) __attribute__((always_inline)) {
       constexpr ValueSum value_sum = decltype(known)::value;
       for (int64_t position = 0; position < count; ++position) {

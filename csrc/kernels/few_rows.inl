@@ -14,7 +14,7 @@
 namespace KAN_NAMESPACE {
 namespace {
 
-constexpr int64_t kFewRowsWait = 2;  // time relative to the vector operations: the weights come from L2 or L3 (replace.py, N=1)
+constexpr int64_t kFewRowsWait = 2;  // time relative to the vector operations: the weights are in L2 or L3 (replace.py, N=1)
 constexpr int64_t kFewRows = 8;      // panels pay off from 9 rows on; 512 -> 512, 5 rows takes 0.6 of the time with panels
 constexpr int64_t kOutputsAtOnce = 32;  // summed separately, like features: rounding errors grow with the number of outputs
 

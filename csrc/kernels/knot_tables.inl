@@ -3,7 +3,7 @@
 // On one interval every live basis is a polynomial of degree K. Its coefficients are prepared once per call, in a wider type,
 // around a representable point near the middle of the interval, where the power basis is well conditioned. An input then costs one
 // search and K+1 short Horner chains, for uniform and adaptive knots, and x - centre is exact. Rows outside 0..M-1 have zero
-// coefficients, and one more interval, all zeros, serves inputs outside the extended knots.
+// coefficients. Inputs outside the extended knots use one more interval, whose coefficients are all zero.
 #pragma once
 
 #include "namespace.inl"
@@ -83,7 +83,7 @@ inline Index<C> first_row_of(Index<C> j, int K, int G) {
   return min_of<C>(max_of<C>(j - Int(K), zero), zero + Int(G - 1));
 }
 
-// Everything that an evaluation needs to know about the knots.
+// All data about the knots that an evaluation needs.
 template <class C>
 struct KnotTables {
   int64_t I, G;
@@ -159,7 +159,7 @@ struct KnotTables {
     for (int m = intervals + 1; m < padded; ++m) t[m] = C(__builtin_inf());
   }
 
-  // Counts the knots in the cells of feature i. Whatever the knots hold, a search ends at the +inf after them.
+  // Counts the knots in the cells of feature i. For any values of the knots, a search ends at the +inf after them.
   void find_cells(int64_t i) {
     if (table_of[i] != i) return;
     const C* t = &knots[i * padded];
@@ -280,7 +280,7 @@ struct KnotTables {
 
     Index<C> first_row(Index<C> j) const { return first_row_of<C>(j, K, G); }
 
-    // Returns the interval of each lane, J outside the knots and for NaN. Whatever x and the knots hold, the result is in 0..J.
+    // Returns the interval of each lane, J outside the knots and for NaN. For any x and knots, the result is in 0..J.
     template <int ROW_VECTORS>
     Index<C> find_interval(V<C> x) const {
       using Int = typename Simd<C>::Int;

@@ -104,7 +104,7 @@ void moments_gradient(const Inputs<double>& inputs, const double* slopes, const 
       slope.read(inputs, slopes, position, 0.0);
       double sum = 0;
       for (int k = 0; k < size - 1; ++k) {
-        double along = 0;  // vector loads would wait for the terms just stored: 1.2 times as long
+        double along = 0;  // vector loads would wait for the terms just stored and take 1.2 times as long
         for (int c = 0; c < size; ++c) along += value.row(k)[c] * value.terms[c];
         sum += slope.terms[k] * along;
       }

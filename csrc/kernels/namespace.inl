@@ -12,8 +12,8 @@
 #define KAN_VECTOR_BYTES 16
 #endif
 
-// Degrees up to 7 have specialised loops. On x86-64 the baseline serves only processors without AVX2, so it specialises degree 3
-// only: all degrees would take a third of the compilation time.
+// Degrees up to 7 have specialised loops. On x86-64 the baseline runs only on processors without AVX2, so it specialises
+// degree 3 only, because all degrees would take a third of the compilation time.
 #if KAN_VECTOR_BYTES == 16 && defined(__x86_64__)
 #define KAN_ALL_DEGREES 0
 #else
@@ -22,6 +22,12 @@
 
 namespace KAN_NAMESPACE {
 namespace {
+
+#if KAN_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
 
 using kan::Activation;
 using kan::kMaxDerivative;

@@ -56,7 +56,7 @@ struct RunScratch {
   static constexpr int kInterleaved = 4;  // features sorted at once: two inputs of one bucket depend on each other (row grid-20)
   static constexpr int kMostEntries = 1 << 15;  // entries of a feature's bins, which share L1 and L2 with the other data (row grid-100)
   static constexpr int kSmallestBin = 64;       // (row grid-100)
-  static constexpr int kMostPassed = 16;     // AVX2: from more buckets, collecting is not tried
+  static constexpr int kMostPassed = 16;     // AVX2: collecting is not tried for more buckets
   static constexpr int32_t kNoBucket = 32;   // the key of lanes after the last input, a shift that clears every bit
 
   const int length;   // entries per feature in the buffers below
