@@ -1,4 +1,4 @@
-"""The licence, the description, the C++ extension, and a check of what builds it; everything else about the package is in pyproject.toml.
+"""The licence, the description, and the C++ extension with a check of its compiler. The rest is in pyproject.toml.
 
 KAN_KERNELS_NO_CPP=1 leaves the extension out: the library then works on its reference, and `kan_kernels.info()` says so.
 KAN_KERNELS_SANITIZE=1 builds it under AddressSanitizer (`make test-asan`).

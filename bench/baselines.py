@@ -29,7 +29,7 @@ class Baseline(Protocol):
     """An implementation to time."""
 
     name: str
-    version: str  # of another library; "" for torch's and for ours
+    version: str  # the version of another library, or ""
 
     def forward(self) -> Tensor: ...
 
@@ -80,7 +80,7 @@ def kan_kernels(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def plain(name: str, case: Case, t: Tensors) -> Layer:
-    """Dense bases times a matrix under plain autograd: the library's reference, of efficient-kan's formulation."""
+    """The library's reference under autograd. It multiplies dense bases by a matrix, like efficient-kan."""
     return _kan_layer(name, reference.kan_linear, t)
 
 
@@ -132,7 +132,7 @@ def efficient_kan(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def inkan(name: str, case: Case, t: Tensors) -> Layer:
-    """inkan's KANLayer of the same sizes, with its own weights and its default, compiled, evaluation of the bases."""
+    """inkan's KANLayer of the same sizes with its own weights. By default, it compiles the evaluation of the bases."""
     if case.K != 3 or case.knots != "uniform":
         raise Unavailable("it has uniform cubic splines only")
     module, version = _imported(real_peers.inkan)
@@ -141,7 +141,7 @@ def inkan(name: str, case: Case, t: Tensors) -> Layer:
 
 
 def fast_kan(name: str, case: Case, t: Tensors) -> Layer:
-    """fast-kan's layer with as many radial basis functions as the case has B-splines; another function."""
+    """fast-kan's layer with as many radial basis functions as the case has B-splines. It computes another function."""
     if case.I == 1:
         raise Unavailable("its layer norm needs more than one input")
     module, version = _imported(real_peers.fast_kan)
@@ -156,7 +156,7 @@ def _imported(find: Callable[[], tuple[Any, str]]) -> tuple[Any, str]:
 
 
 def _linear_operands(case: Case, t: Tensors, features: int | None = None) -> tuple[Tensor, Tensor]:
-    """x and weight of a linear layer with `features` inputs, or with as many parameters as the KAN layer."""
+    """Return x and weight of a linear layer with `features` inputs, or with as many parameters as the KAN layer."""
     features = features or case.I * (case.M + 1)
     like = {"device": t.x.device, "dtype": t.x.dtype}
     return torch.randn(case.N, features, **like), torch.randn(case.O, features, **like)

@@ -32,7 +32,7 @@ Data = dict[str, object]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors; the background is transparent."""
+    """The colors of a chart. The background is transparent."""
 
     text: str
     faint: str
@@ -46,7 +46,7 @@ THEMES = {
 
 
 def data(records: list[Record]) -> Data:
-    """The data of the chart: the times of every case, None if not measured, and the setup of the measurement."""
+    """Return the data of the chart: the times of every case, or None if not measured, and the setup of the measurement."""
     steps = {(r["case"], r["provider"]): r for r in records if r["mode"] == "step"}
     cases = []
     for case in CASES:
@@ -100,7 +100,7 @@ def label(case: Record) -> str:
 
 
 def caption(setup: str) -> str:
-    """The setup in two lines, broken between two facts."""
+    """Return the setup in two lines, broken between two facts."""
     facts = setup.split(", ")
     middle = next(k for k, fact in enumerate(facts) if fact.startswith("kan_kernels"))
     return (
@@ -120,7 +120,7 @@ def write(chart: Data) -> None:
 
 
 def held(file: Path) -> Data:
-    """The data stored in a chart file."""
+    """Return the data stored in a chart file."""
     return json.loads(ElementTree.parse(file).find(f".//{DESCRIPTION}").text)
 
 

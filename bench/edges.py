@@ -29,7 +29,7 @@ def norms(t: Tensors, ord: str) -> Callable[[], object]:
 
 
 def norms_step(t: Tensors, ord: str) -> Callable[[], object]:
-    """A call that computes the norms and their gradients with respect to x and all parameters."""
+    """Return a call that computes the norms and their gradients with respect to x and all parameters."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (t.x, t.spline_weight, t.base_weight) if leaf is not None]
     x, spline_weight, base_weight = leaves
     return lambda: torch.autograd.grad(kk.edge_norms(x, spline_weight, t.grid, base_weight, ord).sum(), leaves)

@@ -9,9 +9,9 @@ from torch import Tensor
 import kan_kernels as kk
 from kan_kernels import reference
 
-# The largest N I M for which the float64 reference is quick and fits in memory
+# The largest N I M for which the float64 reference is quick and fits in memory.
 REFERENCE_BASES = {"cpu": 8_000_000, "cuda": 150_000_000}
-ROWS = 256  # rows checked of a larger case
+ROWS = 256  # number of rows to check in larger cases
 
 
 def check(name: str, case: Case, device: str = "cpu") -> None:

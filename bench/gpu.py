@@ -45,13 +45,13 @@ class Gpu:
     name = "cuda"
 
     def milliseconds(self, call) -> float:
-        """The median time; the cache is flushed between calls."""
+        """Return the median time. The cache is flushed between calls."""
         from triton.testing import do_bench
 
         return do_bench(call, warmup=10, rep=50, return_mode="median")
 
     def graph_milliseconds(self, call) -> float:
-        """The median time of a CUDA graph of the call, which has no launch overhead."""
+        """Return the median time of a CUDA graph of the call, which has no launch overhead."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -65,7 +65,7 @@ class Gpu:
         return milliseconds
 
     def peak_megabytes(self, call) -> float:
-        """The peak of the memory that a call allocates, including its results."""
+        """Return the peak of the memory that a call allocates, including its results."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -101,7 +101,7 @@ class DryRun:
 
 
 def measure(device: Gpu | DryRun, name: str, case: Case, t: Tensors, precision: str, providers: Sequence[str]) -> list[Record]:
-    """Measure the median time and peak memory of the contenders in both modes."""
+    """Measure the median time and peak memory of the providers in both modes."""
     records = []
     for provider in providers:
         if provider in COMPILED and precision != "highest":
@@ -136,7 +136,7 @@ def times(device: Gpu | DryRun, baseline: Baseline, mode: str, captured: bool) -
 
 
 def table(records: list[Record]) -> str:
-    """One line per contender: its times, how many times slower it is than kan_kernels, and its times in a CUDA graph."""
+    """Return one line per provider: its time, how many times slower it is than kan_kernels, and its time in a CUDA graph."""
     ours = {(r["precision"], r["mode"]): r["median_ms"] for r in records if r["provider"] == "kan_kernels"}
     lines = []
     for r in records:

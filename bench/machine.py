@@ -12,9 +12,9 @@ LIMITS = ("KAN_KERNELS_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "
 
 
 def limit_to(instruction_set: str | None) -> None:
-    """Restart this program with all libraries limited to an instruction set, e.g. "avx2". They read `LIMITS` once.
+    """Restart this program with all libraries limited to an instruction set, e.g. "avx2". None sets no limit.
 
-    None sets no limit.
+    The restart is necessary because libraries read the variables in `LIMITS` once.
     """
     if instruction_set is None or all(os.environ.get(v, "").lower() == instruction_set for v in LIMITS):
         return
@@ -24,7 +24,7 @@ def limit_to(instruction_set: str | None) -> None:
 
 
 def describe() -> dict[str, str | int | None]:
-    """Processor, cores, torch's threads, versions, the kernels' instruction set and today's date.
+    """Return the processor, cores, torch's threads, versions, the kernels' instruction set and today's date.
 
     If environment variables limit the instruction sets, the processor's name includes the limit. `LIMITS` apply to
     kan_kernels, torch's own kernels, MKL and oneDNN; a fair comparison limits all of them.

@@ -11,7 +11,7 @@ TINY = Case(8, 2, 3)
 
 
 def step_megabytes(provider: str, case: Case, threads: int) -> float | None:
-    """The peak in megabytes, or None if the system has no such counters."""
+    """Return the peak in megabytes, or None if the system has no such counters."""
     # The warm-up excludes what a process sets up once. Compiled code is specialised for one size and keeps no scratch memory.
     warm_up = case if "compile" in provider else TINY
     return peak_megabytes(_step, (provider, warm_up), (provider, case), threads)

@@ -22,7 +22,7 @@ Call = Callable[[], object]
 
 
 def on_reference(call: Call) -> Call:
-    """Run the call in plain torch with dense bases, which is efficient-kan's formulation."""
+    """Return a function that runs the call in plain torch with dense bases, like efficient-kan."""
 
     def run() -> object:
         with kk.use_backend("reference"):
@@ -32,7 +32,7 @@ def on_reference(call: Call) -> Call:
 
 
 def pykan(widths: list[int]) -> nn.Module | None:
-    """pykan's network after `speed()`, which removes its symbolic branch and its records."""
+    """Return pykan's network after `speed()`, which removes its symbolic branch and its records."""
     try:
         import kan
     except ImportError:
@@ -41,13 +41,13 @@ def pykan(widths: list[int]) -> nn.Module | None:
 
 
 def mlp(inputs: int, outputs: int, parameters: int) -> nn.Module:
-    """An MLP with one hidden layer and about `parameters` parameters."""
+    """Return an MLP with one hidden layer and about `parameters` parameters."""
     hidden = (parameters - outputs) // (inputs + 1 + outputs)
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
 def networks(widths: list[int], step: Callable[[nn.Module], Call]) -> dict[str, Call]:
-    """The steps of a KAN of these widths and of its peers."""
+    """Return the steps of a KAN of these widths and of its peers."""
     net = kk.KAN(widths)
     parameters = sum(p.numel() for p in net.parameters())
     nets = {"kan_kernels": net, "MLP, equal parameters": mlp(widths[0], widths[-1], parameters), "pykan": pykan(widths)}
@@ -56,7 +56,7 @@ def networks(widths: list[int], step: Callable[[nn.Module], Call]) -> dict[str, 
 
 
 def tiny_layer() -> dict[str, Call]:
-    """KANLinear(2, 5) at 64 rows: the forward and all gradients, against a linear layer with an activation."""
+    """Return the forward and all gradients of KANLinear(2, 5) at 64 rows, and of a linear layer with an activation."""
     x, g = (torch.rand(64, 2) * 2 - 1).requires_grad_(), torch.randn(64, 5)
 
     def step(net: nn.Module) -> Call:
@@ -69,7 +69,7 @@ def tiny_layer() -> dict[str, Call]:
 
 
 def one_row() -> dict[str, Call]:
-    """A 256 -> 256 layer for one row, against a linear layer with as many parameters as the row uses."""
+    """Return a 256 -> 256 layer for one row, and a linear layer with as many parameters as the row uses."""
     layer, x = kk.KANLinear(256, 256), torch.rand(1, 256) * 2 - 1
     touched, weight = torch.rand(1, 256 * 5), torch.randn(256, 256 * 5)
 
@@ -84,7 +84,7 @@ def one_row() -> dict[str, Call]:
 
 
 def digits() -> dict[str, Call]:
-    """A network [64, 64, 10] at batch 64 with cross-entropy and Adam."""
+    """Return the steps of a network [64, 64, 10] at batch 64 with cross-entropy and Adam."""
     x, labels = torch.rand(64, 64), torch.randint(0, 10, (64,))
 
     def step(net: nn.Module) -> Call:
@@ -101,7 +101,10 @@ def digits() -> dict[str, Call]:
 
 
 def poisson() -> dict[str, Call]:
-    """A network [2, 2, 1] on 51 x 51 points. The loss contains its Laplacian, so a step nests three derivatives."""
+    """Return the steps of a network [2, 2, 1] on 51 x 51 points.
+
+    The loss contains its Laplacian, so a step nests three derivatives.
+    """
     axis = torch.linspace(-1, 1, 51)
     points = torch.cartesian_prod(axis, axis)
     border = points[(points.abs() == 1).any(1)]

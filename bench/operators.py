@@ -14,7 +14,7 @@ def spline_forward(case: Case, t: Tensors) -> object:
 
 
 def spline_backward_input(case: Case, t: Tensors) -> object:
-    """The gradient of x, which uses the first derivative of the bases."""
+    """Compute the gradient of x, which uses the first derivative of the bases."""
     return ops.spline_backward_input(t.x, t.g, t.spline_weight, None, t.grid, t.base_weight, "silu", 1)
 
 
@@ -23,7 +23,7 @@ def spline_backward_weight(case: Case, t: Tensors) -> object:
 
 
 def spline_backward(case: Case, t: Tensors) -> object:
-    """The gradients of x and of the parameters."""
+    """Compute the gradients of x and of the parameters."""
     return ops.spline_backward(t.x, None, t.g, t.spline_weight, None, t.grid, t.base_weight, "silu", 0, True, False, True)
 
 

@@ -21,7 +21,7 @@ PRELOAD = ["torch", "kan_kernels", "kan"]
 def peak_megabytes(
     make_job: Callable[..., Callable[[], object]], warm_up: tuple[Any, ...], arguments: tuple[Any, ...], threads: int
 ) -> float | None:
-    """The peak of the job make_job(*arguments) after a run of make_job(*warm_up); None if the system has no counters."""
+    """Return the peak of the job make_job(*arguments) after a run of make_job(*warm_up), or None without counters."""
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists() or "forkserver" not in get_all_start_methods():
         return None
@@ -39,7 +39,7 @@ def _measure(
     (job if warm_up == arguments else make_job(*warm_up))()
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system: reusing it would not be counted
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, because reused memory is not counted
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     except (AttributeError, OSError):
         return None
@@ -53,6 +53,6 @@ def _measure(
 
 
 def _status() -> dict[str, int]:
-    """The kilobyte counters of this process."""
+    """Return the kilobyte counters of this process."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}

@@ -1,8 +1,8 @@
 """Time the peers' models before and after `accelerate`: fits from pykan's examples, efficient-kan's layers, peak memory.
 
-efficient-kan is in no registry, so tests/peer_layers.py implements its layer from its description. `make bench`, or `python
-bench/peers.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. Needs pykan. Measurements are appended to
-bench/results/<date>-cpu-peers.jsonl, which table.py reads.
+No package registry contains efficient-kan, so tests/peer_layers.py implements its layer from its description. `make bench`, or
+`python bench/peers.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. The script needs pykan. Measurements are
+appended to bench/results/<date>-cpu-peers.jsonl, which table.py reads.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def network(provider: str, width: list[int], grid: int, seed: int = 0) -> Any:
 
 
 def fitted(net: Any, function: Callable[[torch.Tensor], torch.Tensor], variables: int, **options: Any) -> Job:
-    """A fit on 1000 points, created as in pykan's examples."""
+    """Return a fit on 1000 points, which are created as in pykan's examples."""
     import kan
 
     data = kan.create_dataset(function, n_var=variables, train_num=1000, seed=0)
@@ -64,7 +64,7 @@ def hello(provider: str, lamb: float) -> Job:
 
 
 def wide(provider: str) -> Job:
-    """3 of the 50 steps of API_10_device."""
+    """Return 3 of the 50 steps of API_10_device."""
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.exp(sum(torch.sin(torch.pi * (x[:, [d]] ** 2 + x[:, [d + 1]] ** 2)) for d in (0, 2)) / 2)
@@ -74,7 +74,7 @@ def wide(provider: str) -> Job:
 
 
 def poisson(provider: str) -> Job:
-    """The first 2 of the 50 steps of Example_7_PDE_accuracy on the first grid, including grid updates."""
+    """Return the first 2 of the 50 steps of Example_7_PDE_accuracy on the first grid, including grid updates."""
     import kan
 
     net = network(provider, [2, 2, 1], 5, seed=1).speed()
@@ -122,7 +122,7 @@ def grid_update(provider: str) -> Job:
     return lambda: layer.update_grid_from_samples(x)
 
 
-# Jobs that take seconds, each on a new network: name -> factory, runs of the peer's (some are slow), steps per job.
+# Jobs that take seconds, each on a new network: name -> factory, runs of the peer's job (some are slow), steps per job.
 LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
     "pykan, hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5, 1),
     "pykan, hello world, lamb = 0.01, 20 steps": (lambda provider: hello(provider, 0.01), 5, 1),
@@ -133,7 +133,7 @@ LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
 
 
 def seconds(job: Job) -> float:
-    with contextlib.redirect_stderr(io.StringIO()):  # pykan's progress
+    with contextlib.redirect_stderr(io.StringIO()):  # hides pykan's progress bar
         start = time.perf_counter()
         job()
         return time.perf_counter() - start
@@ -154,7 +154,7 @@ def time_long(name: str, rounds: int) -> Iterable[Record]:
 
 
 def step(provider: str, widths: list[int], rows: int) -> Job:
-    """A training step of efficient-kan's network with cross-entropy and Adam."""
+    """Return a training step of efficient-kan's network with cross-entropy and Adam."""
     net = peer_layers.KAN(widths)
     if provider == "accelerated":
         kk.accelerate(net)
@@ -194,7 +194,10 @@ ONCE: dict[str, tuple[str, list[int]]] = {
 
 
 def time_once(name: str, rounds: int) -> Iterable[Record]:
-    """Time a step before `accelerate`, and `accelerate` itself; `restore` undoes it, since it needs an original network."""
+    """Time a step before `accelerate`, and `accelerate` itself.
+
+    `accelerate` needs an original network, so `restore` follows every call.
+    """
     peer, widths = ONCE[name]
     net = network("peer", widths, 5) if peer == "pykan" else peer_layers.KAN(widths)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""Draw the time of a training step by case and contender: `python bench/plot.py [RESULT.jsonl] [--out FILE]`.
+"""Draw the time of a training step by case and contender with `python bench/plot.py [RESULT.jsonl] [--out FILE]`.
 
 Contenders and cases have the names of the README's tables. A dot is a median. Its line extends from the first to the third
 quartile, or down to the fastest sample if the results have no quartiles. Missing measurements are listed beside their case.
@@ -20,7 +20,10 @@ MARKERS = "oDdsv^P*<>X"  # more than colors, so that every contender has its own
 
 
 def contenders(records: list[Record]) -> dict[str, tuple[str, ...]]:
-    """Name -> providers, of which the fastest counts: ours, the rivals of the tables, and any other that was measured."""
+    """Return the providers of every contender by its name. The plot shows the fastest provider of a contender.
+
+    The contenders are kan_kernels, the rivals of the tables, and every other provider that was measured.
+    """
     named = {OURS: (OURS,), **RIVALS}
     known = {provider for providers in named.values() for provider in providers}
     return named | {r["provider"]: (r["provider"],) for r in records if r["provider"] not in known}
@@ -31,7 +34,7 @@ def fastest(records: list[Record]) -> Record | None:
 
 
 def spread(record: Record) -> tuple[float, float]:
-    """The ends of the record's line, in ms."""
+    """Return the ends of the record's line in ms."""
     low, high = record.get("quartiles_ms", (record["min_ms"], record["median_ms"]))
     return low, high
 

@@ -1,6 +1,6 @@
-"""Import the layers of other libraries, and say which version of each it is.
+"""Import the layers of other libraries and return their versions.
 
-efficient-kan and fast-kan are on no package index. They are found if they are installed, or if the environment variable
+No package index contains efficient-kan and fast-kan. They are found if they are installed, or if the environment variable
 EFFICIENT_KAN or FAST_KAN names a checkout.
 """
 
@@ -14,21 +14,21 @@ from types import ModuleType
 
 
 class Missing(Exception):
-    """Raised if a library cannot be imported; the message says how to get it."""
+    """Raised if a library cannot be imported. The message explains how to install it."""
 
 
 def efficient_kan() -> tuple[ModuleType, str]:
-    """efficient-kan (github.com/Blealtan/efficient-kan), and its commit."""
+    """Return efficient-kan (github.com/Blealtan/efficient-kan) and its commit."""
     return _from_checkout("efficient_kan", "EFFICIENT_KAN", "src")
 
 
 def fast_kan() -> tuple[ModuleType, str]:
-    """fast-kan (github.com/ZiyaoLi/fast-kan), another family: Gaussian radial basis functions. And its commit."""
+    """Return fast-kan (github.com/ZiyaoLi/fast-kan), which uses Gaussian radial basis functions, and its commit."""
     return _from_checkout("fastkan", "FAST_KAN", ".")
 
 
 def inkan() -> tuple[ModuleType, str]:
-    """inkan (on PyPI), uniform cubic splines, and its version."""
+    """Return inkan (on PyPI), which uses uniform cubic splines, and its version."""
     try:
         return importlib.import_module("inkan"), importlib.metadata.version("inkan")
     except ImportError as error:
@@ -36,7 +36,7 @@ def inkan() -> tuple[ModuleType, str]:
 
 
 def _from_checkout(name: str, variable: str, folder: str) -> tuple[ModuleType, str]:
-    """Import a module, and return its commit, or "installed" if no environment variable names a checkout."""
+    """Import a module. Return it and its commit, or "installed" if no environment variable names a checkout."""
     checkout = os.environ.get(variable, "")
     path = str(Path(checkout) / folder)
     if checkout and path not in sys.path:

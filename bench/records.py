@@ -17,7 +17,10 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def newest(kind: str = "cpu-avx*") -> Path:
-    """The newest file results/<date>-<kind>.jsonl. The kind may be a pattern. The default is run.py's, any instruction set."""
+    """Return the newest file results/<date>-<kind>.jsonl.
+
+    The kind may be a pattern. The default matches the results of run.py for any instruction set.
+    """
     found = sorted(RESULTS.glob(f"????-??-??-{kind}.jsonl"))
     if not found:
         raise SystemExit(f"no {kind} results in {RESULTS.name}/: run `make bench` first")
@@ -25,7 +28,7 @@ def newest(kind: str = "cpu-avx*") -> Path:
 
 
 def read(path: Path, key: Sequence[str] = LAYER_KEY) -> list[Record]:
-    """The file's measurements with the machine and threads of its last line; of those with equal `key`, the latest."""
+    """Return the measurements with the machine and threads of the file's last line, and the latest one for every `key`."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     if not records:
         raise SystemExit(f"{path}: no measurements")
@@ -35,7 +38,7 @@ def read(path: Path, key: Sequence[str] = LAYER_KEY) -> list[Record]:
 
 
 def _setup(record: Record) -> Record:
-    """The fields that comparable measurements share: the number of threads, and the machine except for the date."""
+    """Return the fields that comparable measurements share: the number of threads, and the machine except for the date."""
     return {key: value for key, value in record["machine"].items() if key not in ("date", "torch_threads")} | {
         "threads": record["threads"]
     }

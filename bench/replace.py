@@ -1,4 +1,4 @@
-"""Time efficient-kan's layer, the same layer after `accelerate`, and a native layer, to see if a replacement is ever slower.
+"""Time efficient-kan's layer, the same layer after `accelerate`, and a native layer, to find replacements that are slower.
 
 `python bench/replace.py [--threads 2] [--rounds 5] [--only WORDS] [--out FILE]`. The real efficient-kan must be importable,
 or the environment variable EFFICIENT_KAN must name a checkout of it. Measurements are appended to
@@ -46,7 +46,7 @@ class Layer:
 
 
 def layers() -> Iterator[Layer]:
-    """Every shape and batch for degree 3, and every other degree and float64 for a small and a large layer."""
+    """Yield every shape and batch for degree 3, and every other degree and float64 for a small and a large layer."""
     for inputs, outputs in SHAPES:
         for rows in ROWS:
             for grid_size in GRIDS:
@@ -60,7 +60,7 @@ def layers() -> Iterator[Layer]:
 
 
 def providers(peer: ModuleType, case: Layer) -> dict[str, nn.Module]:
-    """The three layers, with equal weights."""
+    """Return the three layers with equal weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, case.dtype))
     try:
@@ -79,7 +79,7 @@ def providers(peer: ModuleType, case: Layer) -> dict[str, nn.Module]:
 
 
 def calls(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], object]]:
-    """A forward and a training step without an optimizer."""
+    """Return a forward and a training step without an optimizer."""
     leaves = [x, *layer.parameters()]
 
     def forward() -> None:

@@ -1,6 +1,6 @@
 """Compute the least time that a GPU's limits allow for the products and the memory traffic of a KAN layer.
 
-The products are those of the dense layer, since the kernels feed the tensor cores with all M + 1 rows of bases.
+The products are those of the dense layer, because the kernels multiply all M + 1 rows of bases on the tensor cores.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PRECISIONS = tuple(H200.teraflops)
 
 
 def least_milliseconds(case: Case, precision: str, mode: str, device: Device = H200) -> float:
-    """The larger of products / peak and bytes / bandwidth in mode "forward" or "step". Inputs and outputs are float32."""
+    """Return the larger of products / peak and bytes / bandwidth in mode "forward" or "step" for float32 tensors."""
     rows, weights = case.N * (case.I + case.O), case.I * (case.M + 1) * case.O
     products = 1 if mode == "forward" else 3
     # A step reads x and g twice and writes y and the gradients of x and of the weights.

@@ -68,7 +68,7 @@ def available(name: str, case: Case) -> list[Baseline]:
 
 
 def table(name: str, case: Case, records: list[Record]) -> str:
-    """One line per provider: its times and how many times slower it is than kan_kernels."""
+    """Return one line per provider: its times and how many times slower it is than kan_kernels."""
     by_key = {(r["provider"], r["mode"]): r for r in records}
     lines = [
         f"\n{name}: N={case.N} I={case.I} O={case.O} G={case.G} K={case.K}, {records[0]['threads']} threads",

@@ -22,7 +22,7 @@ AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 TARGETS = {"baseline": (), "avx2": ("-DKAN_STAGES_AVX2", *AVX2), "avx512": ("-DKAN_STAGES_AVX512", *AVX512)}
 SHAPES = ((4096, 64, 64, 5, 3), (4096, 256, 256, 5, 3), (4096, 64, 64, 20, 3), (2048, 64, 64, 100, 3), (4096, 64, 10, 5, 3))
-RUNS = 5  # runs of the whole program, so that a busy moment does not decide
+RUNS = 5  # runs of the whole program, which reduce the effect of noise
 
 
 def compile_to(binary: Path, instruction_set: str) -> None:
@@ -31,7 +31,7 @@ def compile_to(binary: Path, instruction_set: str) -> None:
 
 
 def measure(binary: Path, shape: tuple[int, ...], machine: Record) -> list[Record]:
-    """Medians over the runs. `limit_ms` is the time of a stage's multiply-adds at the peak rate."""
+    """Return medians over the runs. `limit_ms` is the time of a stage's multiply-adds at the peak rate."""
     times: dict[str, list[float]] = defaultdict(list)
     work: dict[str, float] = {}
     for _ in range(RUNS):

@@ -1,7 +1,7 @@
 """Generate the performance tables of README.md and bench/README.md from the newest results.
 
-`python bench/table.py` prints the tables. `--write` puts each between its markers in its document, and `--check` fails unless
-the documents are up to date.
+`python bench/table.py` prints the tables. `--write` inserts each table between its markers in its document, and `--check`
+fails unless the documents are up to date.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SETS = ("avx2", "avx512")
 CASE_HEADING = "case (I→O, N, G)"
 GEMMS = ("three GEMMs, torch", "three GEMMs, oneDNN")
-# Heading -> providers, of which the fastest counts.
+# Heading -> providers. The tables show the fastest provider of a heading.
 RIVALS = {
     "dense reference": ("reference",),
     "dense reference + torch.compile": ("reference + torch.compile",),
@@ -45,7 +45,7 @@ def layers_footnote(records: list[Record]) -> str:
 
 
 def setup(records: list[Record]) -> str:
-    """The machine, versions and date of the records, as a sentence."""
+    """Return a sentence with the machine, versions and date of the records."""
     last = records[-1]
     machine = last["machine"]
     return (
@@ -86,7 +86,7 @@ class Block:
 
 
 def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
-    """A row per case: how many times faster it is than its rivals and, in mode "step", its peak memory."""
+    """Return a function that makes a row per case: ratios to the rivals' times and, in mode "step", the peak memory."""
 
     def rows(records: list[Record]) -> list[list[str]]:
         by_case: dict[str, dict[str, Record]] = {}
@@ -114,7 +114,7 @@ def layers(mode: str) -> Callable[[list[Record]], list[list[str]]]:
 
 
 def case_name(record: Record) -> str:
-    """The name and the sizes of a case, formatted like `CASE_HEADING`."""
+    """Return the name and the sizes of a case, formatted like `CASE_HEADING`."""
     return "{case} ({I}→{O}, {N}, {G})".format(**record)
 
 
@@ -123,7 +123,7 @@ def megabytes(record: Record | None) -> str:
 
 
 def models(records: list[Record]) -> list[list[str]]:
-    """A row per model: our time, and the other times with their ratios to ours."""
+    """Return a row per model: the time of kan_kernels, and the other times with their ratios to it."""
     by_case: dict[str, list[Record]] = {}
     for record in records:
         by_case.setdefault(record["case"], []).append(record)
@@ -140,7 +140,10 @@ def models(records: list[Record]) -> list[list[str]]:
 
 
 def peers(kind: str, unit: str) -> Callable[[list[Record]], list[list[str]]]:
-    """A row per job: the measurement `kind` of the peer before and after `accelerate`, and the ratio of the two."""
+    """Return a function that makes a row per job.
+
+    A row has the measurement `kind` of the peer before and after `accelerate`, and the ratio of the two.
+    """
 
     def rows(records: list[Record]) -> list[list[str]]:
         by_case: dict[str, dict[str, float]] = {}
@@ -162,7 +165,7 @@ def three_digits(value: float) -> str:
 
 
 def variants(records: list[Record]) -> list[list[str]]:
-    """A row per comparison: the time of the first variant, and the ratios of the others to it."""
+    """Return a row per comparison: the time of the first variant, and the ratios of the others to it."""
     by_name: dict[str, list[Record]] = {}
     for record in records:
         by_name.setdefault(record["comparison"], []).append(record)
@@ -174,7 +177,10 @@ def variants(records: list[Record]) -> list[list[str]]:
 
 
 def replaced(records: list[Record]) -> list[list[str]]:
-    """A row per kind of layer and a column per batch: how many times faster the accelerated layer is than efficient-kan's."""
+    """Return a row per kind of layer and a column per batch.
+
+    A cell states how many times faster the accelerated layer is than efficient-kan's.
+    """
     times = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
     batches = sorted({r["N"] for r in records})
     by_layer: dict[str, dict[int, str]] = {}
@@ -206,7 +212,7 @@ def replaced_footnote(records: list[Record]) -> str:
 
 
 def stages(records: list[Record]) -> list[list[str]]:
-    """A row per stage and a column per shape: milliseconds, and the share of the peak that the stage reaches."""
+    """Return a row per stage and a column per shape: milliseconds, and the share of the peak that the stage reaches."""
     shapes = list(dict.fromkeys(shape_of(r) for r in records))
     by_stage: dict[str, dict[str, str]] = {}
     for r in records:
@@ -221,7 +227,7 @@ GPU_RIVALS = ("nn.Linear", "nn.Linear(I, O)", "efficient-kan", "fast-kan", "pyka
 
 
 def gpu(records: list[Record]) -> list[list[str]]:
-    """A row per case and precision: times, the roofline's limits, and how many times as long the rivals' steps take."""
+    """Return a row per case and precision: times, the limits of the roofline, and the ratios of the rivals' steps."""
     found = {(r["case"], r["precision"], r["mode"], r["provider"]): r for r in records}
     headings = ["case (I→O, N, G)", "precision", "forward, ms", "limit", "step, ms", "limit", "launched, ms"]
     table = [[*headings, *(f"vs {rival}" for rival in GPU_RIVALS), "peak MB"]]
@@ -242,12 +248,12 @@ def gpu(records: list[Record]) -> list[list[str]]:
 
 
 def device_ms(record: Record) -> float:
-    """The time in a CUDA graph, or the time of the call if it was not captured, which then is one of large kernels."""
+    """Return the time in a CUDA graph, or the time of the call if it was not captured because its kernels are large."""
     return record["graph_ms"] or record["median_ms"]
 
 
 def times_as_long(rival: Record, ours: Record) -> float:
-    """Compare two times in CUDA graphs, or two of launched calls if the rival was not captured."""
+    """Return the ratio of two times in CUDA graphs, or of two launched calls if the rival was not captured."""
     if rival["graph_ms"]:
         return rival["graph_ms"] / ours["graph_ms"]
     return rival["median_ms"] / ours["median_ms"]
@@ -267,7 +273,7 @@ def shape_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Claims(Block):
-    """The README's sentences with numbers, from the newest results of each kind, with every instruction set."""
+    """The README's sentences with numbers, from the newest results of each kind for every instruction set."""
 
     def markdown(self) -> str:
         steps = [_steps(read(newest(f"cpu-{isa}"), self.key)) for isa in SETS]
@@ -297,7 +303,7 @@ class Claims(Block):
 
 
 def _steps(records: list[Record]) -> dict[str, Record]:
-    """The steps of the case that the README names, by provider."""
+    """Return the steps of the case that the README names, by provider."""
     return {r["provider"]: r for r in records if (r["case"], r["mode"]) == ("square-64", "step")}
 
 
@@ -314,7 +320,7 @@ def _step_claim(step: dict[str, Record]) -> str:
 
 
 def _gains(instruction_set: str) -> str:
-    """How many times faster accelerated layers of efficient-kan are than before."""
+    """Return how many times faster layers of efficient-kan are after `accelerate`."""
     records = read(newest(f"cpu-replace-{instruction_set}-2"), ("case", "mode", "provider"))
     ms = {(r["case"], r["mode"], r["provider"]): r["median_ms"] for r in records}
     gains = sorted(t / ms[case, mode, "accelerated"] for (case, mode, name), t in ms.items() if name == "efficient-kan")
@@ -323,7 +329,7 @@ def _gains(instruction_set: str) -> str:
 
 
 def _gpu_claim() -> str:
-    """The step of one case on a GPU, in torch's default precision."""
+    """Return the claim about the step of one case on a GPU in torch's default precision."""
     records = read(newest("gpu"), ("case", "precision", "mode", "provider"))
     step = {r["provider"]: r for r in records if (r["case"], r["precision"], r["mode"]) == ("256", "highest", "step")}
     ours, machine = step["kan_kernels"], step["kan_kernels"]["machine"]

@@ -1,4 +1,4 @@
-"""Time calls in alternation, so that on a noisy machine all contenders see the same noise."""
+"""Time calls in alternation, so that noise of the machine affects all contenders equally."""
 
 import math
 import statistics
@@ -41,7 +41,7 @@ def _timing(taken: list[float]) -> Timing:
 
 
 def _warm_up(call: Callable[[], object]) -> float:
-    """Call twice and return the seconds of the second call; the first one compiles and allocates."""
+    """Call twice and return the seconds of the second call. The first one compiles and allocates."""
     call()
     return _seconds(call, 1)
 

@@ -26,7 +26,7 @@ SQUARE = BENCH_CASES["square-64"]
 WIDE = BENCH_CASES["wide-input"]
 FINE = BENCH_CASES["grid-100"]
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-# Name of the comparison -> its contenders; times are relative to the first.
+# Name of the comparison -> its contenders. Times are relative to the first contender.
 COMPARISONS: dict[str, dict[str, tuple[Case, torch.dtype]]] = {
     f"dtype, {case.I}→{case.O} at {case.N}": {
         str(dtype).removeprefix("torch."): (case, dtype) for dtype in (torch.float32, torch.float64, *HALF_DTYPES)

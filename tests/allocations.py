@@ -1,11 +1,11 @@
-"""What a computation allocates."""
+"""A dispatch mode that measures allocations."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Allocations(TorchDispatchMode):
-    """The bytes of the largest tensor that was made."""
+    """Record the size in bytes of the largest storage of any operator's result."""
 
     largest = 0
 

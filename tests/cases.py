@@ -1,6 +1,6 @@
-"""THE table of problems: shapes x grids x degrees x inputs, for the tests and for bench/.
+"""The problems of the tests and of bench/: shapes, grids, degrees and inputs.
 
-Sizes are N rows, I in_features, O out_features, G grid_size, K spline_order.
+The symbols for sizes are N (rows), I (in_features), O (out_features), G (grid_size), K (spline_order) and M = G + K (bases).
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Case:
     G: int = 5
     K: int = 3
     knots: str = "uniform"  # or "adaptive": a different random grid for every feature; "clamped": repeated end knots
-    points: str = "mixed"  # inside the grid range, between it and the extended ends, outside, on knots; "inside"; "equal"
-    layout: str = "contiguous"  # or "strided": every tensor a view with gaps; "expanded": g has stride 0; "in_first": see make
+    points: str = "mixed"  # or "inside": in the grid range; "equal": N equal rows; see make_points
+    layout: str = "contiguous"  # or "strided": views with gaps; "expanded": x and g have stride 0; "in_first": see make
     base: str | None = "silu"
     weighted: bool = False  # a weight w per input value
     scaled: bool = False  # a spline_scaler per edge
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass
 class Tensors:
-    """What a case's operators are called with, in one dtype."""
+    """The operators' arguments for a case, in one dtype."""
 
     x: Tensor  # (N, I)
     w: Tensor | None  # (N, I)
@@ -59,7 +59,7 @@ class Tensors:
 
 
 def make_grid(case: Case, generator: torch.Generator) -> Tensor:
-    """(I, G+2K+1) in float64, over [-1, 1]."""
+    """Return the knots (I, G+2K+1) in float64. The grid range is [-1, 1]."""
     step = 2 / case.G
     knots = torch.arange(-case.K, case.G + case.K + 1, dtype=torch.float64) * step - 1
     grid = knots.repeat(case.I, 1)
@@ -71,7 +71,11 @@ def make_grid(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def make_points(case: Case, grid: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, I): a third inside, a third anywhere up to beyond the last knot, a third on knots; or as `points` says."""
+    """Return the inputs (N, I).
+
+    With points "mixed", about a third of the inputs is in the grid range, a third is anywhere up to 0.5 beyond the outermost
+    knots, and a third is on knots.
+    """
     inside = torch.rand(case.N, case.I, generator=generator, dtype=torch.float64) * 2 - 1
     if case.points == "inside":
         return inside
@@ -86,16 +90,16 @@ def make_points(case: Case, grid: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
-    """The case's tensors: drawn in float64 and rounded, so that every dtype sees the same problem.
+    """Return the case's tensors. They are drawn in float64 and rounded, so that the problem is the same in every dtype.
 
-    With the layout "in_first" the weights are pykan's: transposed views of contiguous (I, O, M) and (I, O) tensors.
+    With the layout "in_first", the weights are transposed views of contiguous (I, O, M) and (I, O) tensors, as in pykan.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    # Knots are rounded first: a point on a knot must stay on it.
+    # The knots are rounded before the points are drawn, so that points on knots stay on them.
     grid = make_grid(case, generator).to(dtype)
     x = make_points(case, grid.double(), generator)
     tensors = Tensors(
@@ -120,14 +124,14 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
 
 
 def with_gaps(t: Tensor) -> Tensor:
-    """The same values as a view that is transposed and has gaps, NaN in the gaps."""
+    """Return the same values as a transposed view with gaps. The gaps contain NaN."""
     room = t.new_full([2 * size + 1 for size in reversed(t.shape)], float("nan"))
     view = room[tuple(slice(1, None, 2) for _ in t.shape)].permute(*reversed(range(t.dim())))
     view.copy_(t)
     return view
 
 
-# Odd sizes around every vector length and block size; all grids, degrees and layouts.
+# The sizes are close to every vector length and block size. The cases cover all grids, degrees and layouts.
 COMMON_CASES = [
     Case(1, 1, 1),
     Case(1, 1, 1, K=1, knots="adaptive", weighted=True, scaled=True),
@@ -171,9 +175,9 @@ COMMON_CASES = [
     Case(63, 7, 17, base=None, weighted=True, scaled=True),
 ]
 
-# Where the C++ kernels change their way.
+# The C++ kernels take different code paths in these cases.
 CPU_CASES = [
-    # Few rows: sizes below, at and above every vector length.
+    # Few rows: the sizes are below, at and above every vector length.
     Case(1, 1, 7, G=1, K=4, weighted=True),
     Case(1, 64, 64, layout="strided", weighted=True, scaled=True),
     Case(2, 129, 7, knots="adaptive", scaled=True),
@@ -192,13 +196,13 @@ CPU_CASES = [
     Case(63, 3, 17, K=7, G=8, knots="adaptive", weighted=True, scaled=True),
     Case(300, 3, 16, K=6),
     Case(300, 3, 16, K=7, knots="adaptive"),
-    # No loops of their own.
+    # These degrees have no specialized loops.
     Case(300, 3, 17, K=8, scaled=True),
     Case(63, 3, 33, K=9, knots="adaptive", weighted=True, scaled=True),
     Case(3, 17, 5, K=9, scaled=True),
 ]
 
-# Weights as pykan keeps them.
+# The weights have pykan's memory layout.
 PYKAN_CASES = [
     Case(1, 7, 33, layout="in_first", scaled=True),
     Case(4, 33, 64, layout="in_first"),
@@ -227,7 +231,7 @@ BENCH_CASES = {
     "tiny": Case(64, 2, 5, points="inside"),
 }
 
-# The shapes of the tables for GPUs.
+# The shapes of the GPU performance tables.
 GPU_BENCH_CASES = {
     "64": Case(65536, 64, 64, points="inside"),
     "256": Case(65536, 256, 256, points="inside"),

@@ -1,4 +1,7 @@
-"""Shared fixtures: every test runs on NaN-poisoned allocations. `--extent`: how much of the products of parameters runs."""
+"""Shared fixtures, and the option `--extent`, which selects a part of the parametrized tests.
+
+Every test runs with allocations that are filled with NaN.
+"""
 
 from collections import Counter
 
@@ -21,9 +24,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect what is beyond the extent; pytest prints how many tests that are."""
+    """Deselect the tests that are not part of the extent. pytest prints their number."""
     extent = config.getoption("--extent")
-    positions: Counter = Counter()  # of the next test of a function
+    positions: Counter = Counter()  # the position of the next test of every function
     left_out = set()
     for item in items:
         function = item.nodeid.partition("[")[0]
@@ -36,15 +39,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def in_extent(item, extent: str, position: int) -> bool:
-    """Whether a test, the position-th of its function, is part of the extent. "full" is every test.
+    """Return whether a test, the position-th of its function, is part of the extent. "full" contains every test.
 
-    The product of `test_operators` is cases x instruction sets x dtypes x orders. "usual" leaves out what of it differs from
-    the rest by its order or by a storage type alone: of a case, float32 and float64 run in orders 0 and 1, the half types in
-    order 0, and of the other combinations every fourth. "check" is every fifth case on the best instruction set, in float32
-    and float64 and orders 0 and 1.
+    The parameters of `test_operators` are the product of cases, instruction sets, dtypes and orders. "usual" leaves out a
+    part of the combinations that differ from others only in the order or in the storage type: every case runs in float32 and
+    float64 in orders 0 and 1 and in the half types in order 0, and every fourth of the other combinations runs. "check"
+    contains every fifth case on the best instruction set, in float32 and float64 and in orders 0 and 1.
 
-    Triton's interpreter and compiler are slow: outside of "full" every seventh test of a function runs, compiled for one
-    target of each vendor.
+    Triton's interpreter and compiler are slow, so every extent but "full" contains only every seventh GPU test of a function,
+    compiled for one target of each vendor.
     """
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if extent == "full":
@@ -63,7 +66,7 @@ def in_extent(item, extent: str, position: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations():
-    """torch fills what it allocates with NaN, inside operators too: an output that is not written shows."""
+    """torch fills every allocation with NaN, also inside operators, so that a test detects elements that are not written."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -71,13 +74,13 @@ def poisoned_allocations():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same weights and inputs in every run."""
+    """Every test draws the same weights and inputs in every run."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=backends.INSTRUCTION_SETS)
 def instruction_set(request):
-    """Every instruction set of the C++ kernels in turn."""
+    """Select every instruction set of the C++ kernels in turn."""
     if request.param not in backends.available_instruction_sets():
         pytest.skip(f"{request.param}: not on this processor, or built without C++")
     before = backends.instruction_set()
@@ -88,7 +91,10 @@ def instruction_set(request):
 
 @pytest.fixture
 def float64_in_a_directory_of_its_own(tmp_path, monkeypatch):
-    """pykan computes in the default dtype and writes checkpoints where it runs."""
+    """Set the default dtype to float64 and change to a new directory.
+
+    pykan computes in the default dtype and writes checkpoints to the current directory.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     torch.set_default_dtype(torch.float64)

@@ -1,4 +1,4 @@
-"""Nets, plans and comparisons of what several processes compute with what one does; for ranks.py and its parts."""
+"""Nets, plans and comparisons for ranks.py and ranks_layers.py, which compare several processes with one process."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ EVEN = (4, 8, 8, 8, 8, 8, 4)
 
 
 def mixed(seed=0, sizes=SIZES):
-    """KAN and linear layers, sizes that do not divide unless they are EVEN, masks."""
+    """Return KAN and linear layers with edge masks. The ranks divide the sizes EVEN evenly, but not the default sizes."""
     torch.manual_seed(seed)
     kinds = [kk.KANLinear, kk.KANLinear, nn.Linear, nn.Linear, kk.KANLinear, kk.KANLinear]
     net = nn.Sequential(*(kind(*pair) for kind, pair in zip(kinds, pairwise(sizes), strict=True))).double()

@@ -1,4 +1,4 @@
-"""efficient-kan's modules as a user's own file has them: written after its semantics, which no registry carries."""
+"""Modules with efficient-kan's semantics, as in a user's own copy. No package registry contains efficient-kan itself."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class KANLinear(nn.Module):
-    """Dense bases times a matrix, and a linear layer of the activation."""
+    """The output is the product of the dense bases and a matrix, plus a linear layer of the activation."""
 
     def __init__(self, inputs, outputs, grid_size=5, spline_order=3, scaled=True, activation=nn.SiLU, seed=0):
         nn.Module.__init__(self)
@@ -29,7 +29,7 @@ class KANLinear(nn.Module):
         self.base_activation = activation()
 
     def bases(self, x):
-        """(N, I, G+K), by Cox and de Boor."""
+        """Return the bases (N, I, G+K), computed by the Cox-de Boor recursion."""
         t, x = self.grid, x.unsqueeze(-1)
         values = ((t[:, :-1] <= x) & (x < t[:, 1:])).to(x.dtype)
         for k in range(1, self.spline_order + 1):
@@ -51,7 +51,7 @@ class KANLinear(nn.Module):
 
 
 class WithoutUpdateGrid(nn.Module):
-    """A copy of which everything that a forward does not need was deleted."""
+    """A copy of `KANLinear` that has only the attributes and methods that its forward needs."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -66,7 +66,10 @@ class WithoutUpdateGrid(nn.Module):
 
 
 class Rewritten(nn.Module):
-    """From a user's file: SiLU in the text, no flags, names of its own for the sizes, no scaler unless it is asked for."""
+    """A version that calls `F.silu` instead of a module and has other names for the sizes.
+
+    It has no flags, and it has a spline_scaler only if scaled is True.
+    """
 
     def __init__(self, input_dim, output_dim, num=4, k=2, scaled=False):
         super().__init__()
@@ -98,14 +101,14 @@ class Rewritten(nn.Module):
 
 
 class RewrittenWithoutActivation(Rewritten):
-    """Its base is linear."""
+    """A version without base activation."""
 
     def activated(self, x):
         return x
 
 
 class Grouped(nn.Module):
-    """A layer for grouped convolutions, whose tensors have a leading dimension, as the package convkan has it."""
+    """A layer for grouped convolutions, as in the package convkan. Its tensors have a leading dimension for the groups."""
 
     def __init__(self, groups=2, inputs=3, outputs=2, grid_size=5, spline_order=3):
         super().__init__()
@@ -124,7 +127,7 @@ class Grouped(nn.Module):
 
 
 class KAN(nn.Module):
-    """A stack of them, under efficient-kan's keys."""
+    """A stack of `KANLinear` with the keys of efficient-kan's state_dict."""
 
     def __init__(self, widths, **options):
         super().__init__()

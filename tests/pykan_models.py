@@ -1,4 +1,4 @@
-"""pykan's networks for tests, with every kind of node and edge."""
+"""pykan networks for tests, with every kind of node and edge."""
 
 import copy
 
@@ -9,7 +9,7 @@ kan = pytest.importorskip("kan", reason="pykan is not installed: pip install kan
 
 
 def network(width=(3, 5, 2), seed=0, **options):
-    """A `MultKAN` whose scales are not all alike."""
+    """Return a `MultKAN` whose edges have different scales."""
     settings = {"grid": 5, "k": 3, "noise_scale": 0.5, "auto_save": False} | options
     net = kan.MultKAN(copy.deepcopy(list(width)), seed=seed, **settings)
     with torch.no_grad():
@@ -19,7 +19,7 @@ def network(width=(3, 5, 2), seed=0, **options):
 
 
 def affine(net):
-    """The network with node and subnode transforms that do something."""
+    """Return the network with node and subnode transforms that are not the identity."""
     generator = torch.Generator().manual_seed(7)
     for parameter in (*net.node_bias, *net.subnode_bias, *net.node_scale, *net.subnode_scale):
         parameter.data += 0.3 * torch.rand(parameter.shape, generator=generator)
@@ -33,7 +33,7 @@ def masked(net):
 
 
 def symbolic(net):
-    """With formulas, one of them on top of a spline, and one singular."""
+    """Return the network with formulas. One formula is added to a spline, and one is singular."""
     net.fix_symbolic(0, 0, 1, "sin", fit_params_bool=False, verbose=False, log_history=False)
     net.fix_symbolic(0, 1, 1, "1/x", fit_params_bool=False, verbose=False, log_history=False)
     net.fix_symbolic(1, 1, 0, "x^2", fit_params_bool=False, verbose=False, log_history=False)
@@ -62,6 +62,6 @@ NETWORKS = {
 
 
 def inputs(net, rows=63, seed=0):
-    """(rows, I) inside and outside of the grids."""
+    """Return inputs (rows, I) inside and outside of the grids."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, net.width_in[0], generator=generator)

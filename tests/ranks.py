@@ -1,6 +1,6 @@
-"""What several processes compute together, each check a function of every rank; run by test_parallel.py.
+"""Checks of computations on several processes. test_parallel.py runs this file, and every rank calls every check.
 
-Whole models are made from one seed on every rank, and compared with the same model in one process.
+Every rank creates the whole model from the same seed and compares the parallel model with the same model in one process.
 """
 
 import sys
@@ -43,7 +43,7 @@ def tensor_parallel(plan):
 
 
 def tensor_parallel_autocast():
-    """Ranks without a part included."""
+    """The output under autocast equals that of one process, also if a rank has an empty part of the weights."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for sizes, style in (((5, 1), ColwiseKAN(output_layouts=Replicate())), ((1, 5), RowwiseKAN(input_layouts=Replicate()))):
         torch.manual_seed(0)
@@ -113,7 +113,7 @@ def tensor_parallel_training():
 
 
 def checkpoint(folder):
-    """Saved by all ranks; one process reads it in test_parallel.py. And read back here, sharded."""
+    """All ranks save a checkpoint and load it into a sharded net. test_parallel.py loads it in one process."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     sharded = mixed(seed=3)
     for layer in sharded:
@@ -155,7 +155,7 @@ CHECKS |= {name: lambda folder, check=check: check() for name, check in ranks_la
 
 
 def main(folder):
-    """One file per check, empty where it holds on this rank."""
+    """Run all checks. Write a file per check, which is empty if the check passes on this rank."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     for name, check in CHECKS.items():

@@ -1,4 +1,4 @@
-"""What a sharded layer is asked besides its forward: initial values, whole state_dicts, norms, other grids. See ranks.py."""
+"""Checks of sharded layers besides the forward: initial values, full state_dicts, norms and new grids. See ranks.py."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def fully_sharded(net, **options):
 
 
 def both(net):
-    """Tensor parallel by two, data parallel over these."""
+    """Shard a net by tensor parallelism over pairs of ranks and by data parallelism over the pairs."""
     by_rows_and_features = two_dimensions()
     return fully_sharded(parallelize_module(net, by_rows_and_features["features"], PAIRS), mesh=by_rows_and_features["rows"])
 
@@ -53,8 +53,11 @@ SHARDED = {
 
 
 def whole_state_dicts(way):
-    """Of one process's net: laid onto sharded ones, those made on the meta device too, and gathered again."""
-    sizes = EVEN if way == "both" else SIZES  # torch shards by two dimensions only what divides
+    """The full state_dict of a net in one process can be loaded into sharded nets and gathered from them.
+
+    This includes nets that were created on the meta device. The sharded nets train like the net in one process.
+    """
+    sizes = EVEN if way == "both" else SIZES  # torch shards over two mesh dimensions only if the sizes are divisible
     for options in (FULL, OF_RANK_0):
         whole = mixed(3, sizes).state_dict()
         net = SHARDED[way](mixed(4, sizes))
@@ -89,7 +92,10 @@ def whole_state_dicts(way):
 
 
 def whole_state_dicts_of_ddp():
-    """Loaded by torch's helpers, which look for a state_dict's names among the parameters'; frozen ones left out."""
+    """torch's helpers load the full state_dict of a DDP net and omit frozen parameters.
+
+    They look up the keys of a state_dict among the names of the parameters.
+    """
     whole = mixed(3).state_dict()
     for options in (FULL, OF_RANK_0):
         net = DistributedDataParallel(mixed(4))
@@ -115,7 +121,10 @@ def a_mask_for_a_layer_without():
 
 
 def initial_values():
-    """On the meta device, sharded, given memory, drawn: what one process draws with the first rank's seed."""
+    """A net has the initial values that one process draws with the first rank's seed.
+
+    The net is created on the meta device and sharded before its memory is allocated.
+    """
 
     def layers():
         return nn.Sequential(kk.KANLinear(3, 9), kk.KANLinear(9, 5, enable_standalone_scale_spline=False), kk.KANLinear(5, 1))
@@ -168,7 +177,7 @@ LOSSES = {
 
 
 def norms(plan):
-    """Losses, their gradients and scores of a tensor parallel net, every rank's."""
+    """Every rank computes the losses, their gradients and the scores of a tensor parallel net like one process."""
     x, _ = data()
     alone, net = net_of(), parallelize_module(net_of(), mesh(), KAN_PLANS[plan])
     for loss in LOSSES.values():
@@ -191,7 +200,7 @@ def norms(plan):
 
 
 def norms_of_fully_sharded():
-    """Gathered by torch, as for a forward; the gradients are the mean of the ranks', as the forward's."""
+    """torch gathers the weights as for a forward. The gradients are the mean over the ranks, as those of the forward are."""
     x, _ = data()
     alone, net = net_of(), net_of()
     for layer in net.layers:
@@ -213,7 +222,7 @@ def norms_of_fully_sharded():
 
 
 def grids(plan):
-    """Moved to the data, set, refined: as one process's."""
+    """The net equals the net in one process after update_grid, set_grid and refine."""
     x, _ = data()
     alone, net = net_of(), parallelize_module(net_of(), mesh(), KAN_PLANS[plan])
 

@@ -1,4 +1,4 @@
-"""`accelerate` and `restore`: efficient-kan's layers wherever they are, and what only looks like them."""
+"""`accelerate` and `restore` of efficient-kan's layers in any model, and of layers that only look like them."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ POINTS = torch.cat([torch.linspace(-2.5, 2.5, 61), torch.tensor([-1.0, 1.0])]).d
 
 @pytest.fixture(autouse=True)
 def first_time(monkeypatch):
-    """A fallback is logged once: every test is the first."""
+    """Clear the recorded fallbacks, because every fallback is logged only once."""
     monkeypatch.setattr(backends, "_fallbacks", {})
 
 
@@ -32,7 +32,7 @@ def rows(inputs, seed=0):
 
 
 def numbers(model, x):
-    """The output and every gradient, of x first."""
+    """Return the output, the gradient of x and the gradients of the parameters."""
     x = x.clone().requires_grad_()
     y = model(x)
     leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
@@ -111,7 +111,10 @@ def test_twice_is_once():
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_grid_update_keeps_the_function(scaled):
-    """As `KANLinear.update_grid` does; efficient-kan's own refit changes the function wherever there is a scaler."""
+    """update_grid equals `KANLinear.update_grid`.
+
+    efficient-kan's own update changes the function if there is a spline_scaler.
+    """
     layer = kk.accelerate(peer_layers.KANLinear(3, 4, scaled=scaled).double())
     ours = kk.KANLinear(3, 4, enable_standalone_scale_spline=scaled, dtype=torch.float64)
     ours.load_state_dict(layer.state_dict())
@@ -129,7 +132,7 @@ def test_a_grid_update_keeps_the_function(scaled):
 
 
 def changed(forward, inputs=3, outputs=2):
-    """The layer as somebody's file has it who changed its forward."""
+    """Return a layer of a copied class whose forward was changed."""
     methods = {name: value for name, value in vars(peer_layers.KANLinear).items() if name not in ("__dict__", "__weakref__")}
     return type("Changed", (nn.Module,), methods | {"forward": forward})(inputs, outputs)
 
@@ -173,7 +176,6 @@ class SplineLayer(ChebyKANLayer):
 
 def frozen_knots():
     layer = peer_layers.KANLinear(3, 2)
-    layer.grid[:, 4] = layer.grid[:, 5]
     layer.grid[:] = layer.grid[:, 5:6]
     return layer
 
@@ -306,7 +308,7 @@ def test_a_name_with_kan_in_it_is_no_reason(capsys):
 
 
 def assert_accelerated(layer, x):
-    """It computes what it computed, copied and given back too."""
+    """Check that the accelerated layer and its copies compute the same values, and that `restore` restores the class."""
     kind = type(layer)
     before = numbers(layer, x)
     assert kk.accelerate(layer) is layer
@@ -333,7 +335,7 @@ def test_a_layer_rewritten_with_its_activation_in_the_text_is_accelerated(cls, s
 
 
 class WithMethods(peer_layers.KANLinear):
-    """Adds what it needs."""
+    """A subclass that adds methods."""
 
     def frozen(self):
         return self.requires_grad_(False)
@@ -373,7 +375,7 @@ def test_a_look_alike_is_found_out_by_a_copy_of_a_few_edges():
 
 
 def test_knots_that_are_equal_in_one_of_many_features():
-    """efficient-kan's forward is NaN everywhere then, the fused one is not."""
+    """The layer is left unchanged, because efficient-kan's forward is NaN everywhere and the fused forward is not."""
     layer = peer_layers.KANLinear(40, 3)
     layer.grid[17] = 0.5
     kk.accelerate(layer)
@@ -502,7 +504,7 @@ CHANGEABLE = {
 
 @pytest.mark.parametrize(("make", "forward", "part"), CHANGEABLE.values(), ids=CHANGEABLE)
 def test_a_part_that_has_no_effect_yet_is_a_reason(make, forward, part):
-    """A temperature of 1, dropout of 0: the fused forward would ignore its change."""
+    """The fused forward would ignore changes of such a part, for example of a temperature of 1 or of a dropout of 0."""
     layer = kk.accelerate(make(forward))
     assert type(layer).__name__ == "Changed"
     assert not any(child._forward_pre_hooks for child in layer.modules())
@@ -560,7 +562,7 @@ def test_parts_that_a_forward_does_not_read_are_no_reason():
 
 
 def test_all_or_nothing(monkeypatch):
-    """Whatever an exchange of classes raises, no class is exchanged."""
+    """If the exchange of one class raises, no class is exchanged."""
     net = peer_layers.KAN([2, 3, 1])
     exchange, calls = class_swap.fuse, []
 
@@ -600,7 +602,7 @@ def test_in_any_mode(mode):
 
 
 def test_probing_leaves_the_module_as_it_is():
-    """Training modes, gradients, and lists that a forward adds to, which the fused forward would not."""
+    """Probing changes no training modes, gradients or lists. A forward that appends to a list is left unchanged."""
 
     def counting(self, x):
         self.calls.append(len(x))
@@ -616,7 +618,7 @@ def test_probing_leaves_the_module_as_it_is():
 
 
 class Operations(TorchDispatchMode):
-    """How many operators were called, and the bytes of the largest result that is no view."""
+    """Count the operators, and record the size in bytes of the largest result that is not a view."""
 
     count = largest = 0
 
@@ -629,7 +631,10 @@ class Operations(TorchDispatchMode):
 
 
 def test_accelerating_is_less_work_than_five_steps():
-    """In operators; and none makes a larger tensor than a step of 20 rows does in float64."""
+    """`accelerate` calls fewer operators than five steps do.
+
+    None of them makes a larger tensor than a step of 20 rows in float64 does.
+    """
     for widths in ([2, 5, 1], [100, 100, 100, 100, 1]):
         net = peer_layers.KAN(widths)
         wide = copy.deepcopy(net).double()

@@ -1,4 +1,4 @@
-"""Everything of pykan 0.2.8's works on an accelerated network and gives its numbers, in less memory."""
+"""All methods of pykan 0.2.8 work on an accelerated network. They return pykan's numbers and use less memory."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ RECORDS = (
 
 
 def pair(which="plain"):
-    """A network and its accelerated twin."""
+    """Return a network and an accelerated network with the same parameters."""
     make = NETWORKS[which] if isinstance(which, str) else which
     return make(), kk.accelerate(make())
 
@@ -88,7 +88,7 @@ def test_forward_gradients_and_records(which):
 
 
 def test_a_layer_that_is_shared():
-    """By another module, by another network, or twice in one network."""
+    """A layer may be shared with another module or another network, or be used twice in one network."""
     one, other, twice = (network((2, 2, 2)) for _ in range(3))
     other.act_fun[0] = one.act_fun[0]
     twice.act_fun[1] = twice.act_fun[0]
@@ -111,7 +111,10 @@ def test_backward_hooks_of_layers(register):
 
 @pytest.mark.parametrize("which", NETWORKS)
 def test_the_same_parameters_have_gradients(which):
-    """Zeros where pykan multiplies by zero: weight decay and DistributedDataParallel treat None differently."""
+    """A gradient is zero where pykan multiplies by zero, and not None.
+
+    Weight decay and DistributedDataParallel treat None differently.
+    """
     theirs, ours = pair(which)
     for net in (ours, theirs):
         net(inputs(net)).square().mean().backward()
@@ -122,7 +125,7 @@ def test_the_same_parameters_have_gradients(which):
 
 
 def test_records_are_of_their_forward():
-    """Read after the parameters have changed, they are what they were."""
+    """The records of a forward do not change if the parameters change before the records are read."""
     theirs, ours = pair()
     x = inputs(ours)
     for net in (ours, theirs):
@@ -154,11 +157,11 @@ FITS = {
     metric: {"lamb": 0.01, "reg_metric": metric, "opt": "Adam", "lr": 1e-2, "steps": 4}
     for metric in ("edge_forward_spline_u", "edge_forward_sum", "edge_backward", "node_backward")
 }
-EVALUATIONS = 8  # of a line search, before it makes of the last digits what it likes
+EVALUATIONS = 8  # compared per fit: a line search amplifies differences in the last digits
 
 
 def example(variables, outputs, rows):
-    """pykan's hello world, of the first two variables."""
+    """Return the data set of pykan's first example, a function of the first two variables."""
 
     def function(x):
         return torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2) * torch.ones(1, outputs)
@@ -167,7 +170,7 @@ def example(variables, outputs, rows):
 
 
 def fit(net, data, **keywords):
-    """pykan's results, and the loss of every evaluation."""
+    """Return the results of pykan's `fit` and the loss of every evaluation."""
     evaluations = []
 
     def loss(prediction, label):
@@ -181,7 +184,10 @@ def fit(net, data, **keywords):
 
 @pytest.mark.parametrize("lamb", [0.0, 0.01])
 def test_hello_worlds_losses_follow_pykans(lamb):
-    """Of the first L-BFGS steps, of some 25 evaluations each, to 1e-6; what follows is as good."""
+    """The losses of the first two L-BFGS steps, of about 25 evaluations each, equal pykan's to 1e-6.
+
+    The last training loss is less than twice pykan's.
+    """
     theirs, ours = (fit(net, example(2, 1, 1000), steps=8, lamb=lamb)[0] for net in pair(lambda: network((2, 5, 1))))
     for name in ("train_loss", "test_loss", "reg"):
         numpy.testing.assert_allclose(ours[name][:2], theirs[name][:2], rtol=1e-6, err_msg=name)
@@ -201,7 +207,7 @@ def test_losses_follow_pykans(options, which):
 
 
 def test_no_tensor_of_every_edges_values():
-    """A step with lamb > 0, and a forward: nothing is larger than a layer's inputs and outputs."""
+    """Training steps with lamb > 0, a forward and `attribute` make no tensor larger than a layer's inputs and outputs."""
     net = kk.accelerate(network((8, 16, 32, 16, 8, 1), grid=15))
     x = torch.rand(4000, 8)
     data = {"train_input": x, "train_label": x[:, :1], "test_input": x[:90], "test_label": x[:90, :1]}
@@ -218,7 +224,7 @@ def test_grid_update(mode):
     x = inputs(ours, 200)
     for net in (ours, theirs):
         net.act_fun[0].update_grid_from_samples(x, mode)
-    rank_deficient = 1e-3 if mode == "grid" else 1e-9  # 11 points for 8 coefficients that some of them barely touch
+    rank_deficient = 1e-3 if mode == "grid" else 1e-9  # 11 points determine some of the 8 coefficients poorly
     assert_same(ours.act_fun[0].grid, theirs.act_fun[0].grid)
     assert_same(ours(x), theirs(x), rank_deficient)
     ours.update_grid(x)
@@ -227,7 +233,10 @@ def test_grid_update(mode):
 
 
 def test_a_constant_feature_keeps_its_spline():
-    """pykan's knots for it are all equal: its spline ends, and the gradient of x is NaN."""
+    """An update on a constant feature keeps the splines of that feature.
+
+    pykan makes all knots of the feature equal, so that its splines are zero and the gradient of x is NaN.
+    """
     theirs, ours = pair()
     x = inputs(ours)
     x[:, 1] = 0.3
@@ -288,7 +297,7 @@ def test_attribution_and_pruning(which):
 
 
 def test_formulas():
-    """auto_symbolic, symbolic_formula, and a fit of what they leave."""
+    """auto_symbolic, a fit of its formulas and symbolic_formula give pykan's results."""
     answers = []
     for net in pair(lambda: network((2, 1, 1))):
         fit(net, example(2, 1, 100), steps=2, update_grid=False)
@@ -359,7 +368,7 @@ def test_checkpoints():
 
 
 def test_history():
-    """Versions that pykan writes by itself."""
+    """checkout and rewind load the versions that pykan saves automatically."""
     net = kk.accelerate(quietly(network, (2, 3, 1), auto_save=True))
     fit(net, example(2, 1, 50), steps=1)
     expected = quietly(kan.KAN.loadckpt, "model/0.0")
@@ -391,7 +400,7 @@ def test_copies_and_pickles():
 
 
 def _without_lambdas(net):
-    """pykan's formulas are lambdas, which nothing pickles."""
+    """Return a copy without pykan's formulas, which are lambdas and cannot be pickled."""
     twin = copy.deepcopy(net)
     twin.symbolic_enabled = False
     for layer in twin.symbolic_fun:
@@ -425,7 +434,7 @@ class OwnRefine(kan.MultKAN):
 
 
 class StrangeLayer(nn.Module):
-    """pykan's with a forward of its own."""
+    """A copy of pykan's layer with another forward."""
 
     def __init__(self):
         super().__init__()
@@ -465,7 +474,7 @@ def test_look_alikes_are_left_alone(which, capsys):
     kk.accelerate(net, verbose=True)
     assert type(net) is kind
     assert re.search(reason, capsys.readouterr().out)
-    assert all(type(layer).__name__ == "FusedKANLayer" for layer in net.act_fun)  # they are pykan's by themselves
+    assert all(type(layer).__name__ == "FusedKANLayer" for layer in net.act_fun)  # every layer is pykan's
 
 
 LEFT_LAYERS = {
@@ -504,7 +513,7 @@ def test_a_network_with_a_strange_layer_runs_the_others_on_the_kernels(which, ca
     assert type(ours).__name__ == "FusedMultKAN"
     assert type(ours.act_fun[place]) is kind
     assert type(ours.act_fun[1 - place]).__name__ == "FusedKANLayer"
-    if which in ("another layer", "another parameter", "trained knots", "no grid_eps"):  # the others do not run at all
+    if which in ("another layer", "another parameter", "trained knots", "no grid_eps"):  # the other networks raise
         values = []
         for net in (ours, theirs):
             y = net(inputs(net))
@@ -528,7 +537,7 @@ def zeroed(net):
 
 
 def without_splines(net):
-    """Every edge of the first layer has a formula, every one of the second is masked."""
+    """Return the network with a formula on every edge of the first layer and a mask on every edge of the second."""
     for i in range(3):
         for o in range(5):
             net.fix_symbolic(0, i, o, "sin", fit_params_bool=False, verbose=False, log_history=False)
@@ -537,13 +546,13 @@ def without_splines(net):
 
 
 def compiled():
-    """The tutorial's."""
+    """Return the network that kanpiler makes of the formula in pykan's tutorial."""
     a, b = sympy.symbols("a b")
     return quietly(kanpiler, [a, b], sympy.exp(sympy.sin(sympy.pi * a) + b**2), grid=3)
 
 
 def reloaded():
-    """After auto_symbolic, from a checkpoint."""
+    """Return a network from a checkpoint that was saved after auto_symbolic."""
     net = quietly(network, (2, 1, 1))
     net(inputs(net))
     quietly(net.auto_symbolic, lib=["x", "sin"], verbose=0)
@@ -570,7 +579,7 @@ def test_networks_without_active_splines_are_accelerated(which):
 
 
 class OfAUser(nn.Module):
-    """pykan's layer in a network of its own."""
+    """A user's network with pykan's layers."""
 
     def __init__(self):
         super().__init__()
@@ -605,7 +614,7 @@ def test_a_layer_of_pykans_in_another_module_is_accelerated():
 
 @pytest.mark.parametrize("derivative", ["jacobian", "hessian"])
 def test_derivatives_with_respect_to_knots_and_masks(derivative):
-    """pykan's get_derivative is of all parameters, frozen ones included."""
+    """pykan's get_derivative differentiates with respect to all parameters, including frozen ones."""
     found = []
     for net in pair(lambda: symbolic(network((2, 2, 1), grid=2, k=2))):
         x = inputs(net, 20)
@@ -618,7 +627,10 @@ def test_derivatives_with_respect_to_knots_and_masks(derivative):
 
 
 def test_accelerating_is_less_work_than_five_steps():
-    """In operators; and none makes a larger tensor than a step of 20 rows does."""
+    """`accelerate` calls fewer operators than five steps do.
+
+    None of them makes a larger tensor than a step of 20 rows does.
+    """
     net = network((2, 5, 1))
     with Operations() as of_a_step:
         net(torch.zeros(20, 2)).sum().backward()
@@ -653,14 +665,14 @@ def test_a_users_override_stays_the_users():
 
 
 def test_after_everything_that_leaves_scores():
-    """attribute, plot and prune leave tensors with a graph behind, which nothing copies."""
+    """attribute and node_attribute store tensors with a graph in the network, and such tensors cannot be copied."""
     net = network()
     net(inputs(net))
     net.attribute()
     net.node_attribute()
     kk.accelerate(net)
     assert is_fused(net)
-    quietly(net.auto_symbolic, lib=["x", "sin"], verbose=0)  # reads what the forward before has left
+    quietly(net.auto_symbolic, lib=["x", "sin"], verbose=0)  # reads the records of the forward above
 
 
 def test_norms_read_without_gradients_have_them():
@@ -678,7 +690,7 @@ def test_norms_read_without_gradients_have_them():
 
 
 def test_mixed_precision():
-    """A float32 input of a float64 network."""
+    """A float64 network accepts a float32 input and returns float64."""
     theirs, ours = pair()
     x = inputs(ours).float()
     assert_same(ours(x), theirs(x), 1e-6)
@@ -698,7 +710,7 @@ def test_hooks_on_layers():
 
 
 def test_modules_as_formulas():
-    """They get columns, (N, 1)."""
+    """A module that is used as a formula is called with columns of shape (N, 1)."""
     linear = nn.Linear(1, 1)
     values = []
     for net in pair():

@@ -1,4 +1,4 @@
-"""Choosing a backend and an instruction set, what `info()` says, and the library without its extension."""
+"""Tests of the choice of backend and instruction set, of `info()`, and of the package without its extension."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def test_environment_chooses():
 
 
 def test_info_as_a_module(monkeypatch):
-    monkeypatch.setattr(backends, "_fallbacks", {})  # other tests' are not that process's
+    monkeypatch.setattr(backends, "_fallbacks", {})  # the new process has no fallbacks of other tests
     shown = subprocess.run([sys.executable, "-W", "error", "-m", "kan_kernels"], capture_output=True, text=True, cwd="/")
     assert shown.stdout.strip() == str(kk.info()).strip(), shown.stderr
 
@@ -65,7 +65,7 @@ def test_info():
 
 def test_info_says_why_there_is_no_faster_instruction_set(monkeypatch):
     class OldProcessor:
-        """Answers as the library does where `best_instruction_set` is the first."""
+        """The extension on a processor that supports only the first instruction set."""
 
         def kan_kernels_select_instruction_set(self, level):
             return 0
@@ -82,7 +82,7 @@ def test_info_says_why_there_is_no_faster_instruction_set(monkeypatch):
 
 
 def test_a_plain_activation_is_visible(caplog):
-    """Logged once with its reason, and listed."""
+    """A fallback is logged once with its reason, and `info()` lists it."""
 
     class Odd(nn.Tanh):
         pass
@@ -97,7 +97,7 @@ def test_a_plain_activation_is_visible(caplog):
 
 
 def test_without_the_extension(tmp_path):
-    """What KAN_KERNELS_NO_CPP=1 installs: a working library that says it runs on the reference."""
+    """KAN_KERNELS_NO_CPP=1 installs a working package, which reports that it runs on the reference."""
     shutil.copytree(PACKAGE, tmp_path / "kan_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = f"""
 import importlib.metadata
@@ -130,7 +130,10 @@ assert "KAN_KERNELS_NO_CPP" in kk.info().unavailable_instruction_sets["baseline"
 
 
 def test_without_triton():
-    """What a GPU's tensors would fall back to, and that it would be seen; triton itself is imported with the first of them."""
+    """Without Triton, GPU tensors fall back to the reference, and `info()` reports this.
+
+    Triton is imported only with the first GPU tensor.
+    """
     code = """
 import importlib.util, sys
 find = importlib.util.find_spec
@@ -159,7 +162,7 @@ def test_a_broken_extension_is_a_logged_fallback(tmp_path):
 
 
 def test_other_devices_run_on_the_reference():
-    """The operators' fake kernels serve the meta device; nothing is computed there, shapes and dtypes are right."""
+    """The operators' fake kernels run on the meta device. They compute no values, only shapes and dtypes."""
     net = kk.KAN([3, 5, 2], device="meta", dtype=torch.bfloat16)
     y = net(torch.empty(2, 4, 3, device="meta", dtype=torch.bfloat16))
     assert (y.shape, y.dtype, y.device.type) == ((2, 4, 2), torch.bfloat16, "meta")

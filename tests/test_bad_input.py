@@ -1,4 +1,4 @@
-"""Every argument x every way it can be wrong: the exception's type, and a message that names what was expected and came."""
+"""Invalid values of every argument raise the right type, with a message that states the expected and the given value."""
 
 import numpy
 import pytest
@@ -202,7 +202,7 @@ def test_kan(layers, error, message):
 
 
 def test_module_input():
-    """A layer's x is checked against its parameters."""
+    """A layer checks x against its parameters."""
     layer = kk.KANLinear(3, 2)
     with pytest.raises(ValueError, match=r"x: expected 3 features .* got shape \(4, 5\)"):
         layer(torch.zeros(4, 5))
@@ -218,7 +218,7 @@ LAYER_DTYPES = [
 @pytest.mark.parametrize(("own", "given", "message"), LAYER_DTYPES, ids=str)
 @pytest.mark.parametrize("method", ["forward", "edge_norms"])
 def test_layer_input_dtype(method, own, given, message):
-    """A layer, alone or in a net, names its parameters' dtype and both ways out."""
+    """The message of a layer, alone or in a net, names the dtype of its parameters and both possible casts."""
     layer, x = kk.KANLinear(3, 2, dtype=own), torch.zeros(4, 3, dtype=given)
     expected = f"^x: expected {str(own).removeprefix('torch.')}, the dtype of the layer's parameters, " + message
     with pytest.raises(TypeError, match=expected):
@@ -228,7 +228,7 @@ def test_layer_input_dtype(method, own, given, message):
 
 
 def test_layer_input_dtype_under_autocast():
-    """The dtypes that autocast casts may differ from the parameters'; float64 stays, as in `F.linear`."""
+    """The dtype of x may differ from the parameters' if autocast casts it. As in `F.linear`, float64 is not cast."""
     layer = kk.KANLinear(3, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.zeros(4, 3, dtype=torch.float16)).dtype is torch.bfloat16

@@ -1,4 +1,4 @@
-"""The README's chart is the results', and bench/plot.py leaves no contender out."""
+"""The README's chart shows the newest results, and bench/plot.py shows every provider."""
 
 import copy
 import sys
@@ -20,7 +20,7 @@ def results():
 
 
 def slower(results):
-    """The same measurements, but one."""
+    """Return the same results with one time doubled and another date."""
     changed = copy.deepcopy(results)
     changed[-1]["machine"]["date"] = "2000-01-01"
     for record in changed:

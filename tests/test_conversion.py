@@ -1,4 +1,4 @@
-"""`KAN.from_pykan`, `to_pykan` and `from_efficient_kan`: the same function, there and back, or a refusal that says why."""
+"""`KAN.from_pykan`, `to_pykan` and `from_efficient_kan` keep the function in both directions, or raise with a reason."""
 
 import random
 
@@ -64,7 +64,7 @@ def test_an_accelerated_network():
 
 
 def test_no_base():
-    """pykan's scale_base has no effect there, and is not carried."""
+    """pykan's scale_base has no effect without a base function and is not converted."""
     theirs = network(base_fun="zero")
     x = inputs(theirs)
     ours = kk.KAN.from_pykan(theirs)
@@ -92,7 +92,7 @@ def test_ours_there_and_back(options):
 
 
 def test_what_pykan_does_with_it():
-    """Plots, pruning and formulas are what one goes there for."""
+    """A net that was converted to pykan for its plots, pruning and formulas can be converted back."""
     ours = kk.KAN([2, 3, 1])
     x = torch.rand(200, 2) * 2 - 1
     pruned = kk.accelerate(ours.to_pykan())
@@ -175,7 +175,7 @@ REFUSED_OF_PYKAN = {
 
 @pytest.mark.parametrize("as_state", [False, True], ids=["model", "state_dict"])
 def test_an_older_pykans_state_is_refused_by_name(as_state):
-    """Up to 0.0.5 a row for every edge, of coefficients, knots, mask and scales."""
+    """pykan up to 0.0.5 stored one row per edge in coef, grid, mask and the scales."""
     net = network((3, 5))
     layer = net.act_fun[0]
     for name, shape in {"coef": (15, 8), "grid": (15, 6), "mask": (15,), "scale_base": (15,), "scale_sp": (15,)}.items():

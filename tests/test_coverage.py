@@ -1,4 +1,4 @@
-"""The share of inputs inside the grid, and a grid range for each layer."""
+"""Tests of the share of inputs inside the grid range, and of a grid range for each layer."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_coverage_is_the_share_inside(spline_order, dtype):
 
 @pytest.mark.parametrize("spline_order", [0, 1, 2, 5])
 def test_inside_the_bases_sum_to_one(spline_order):
-    """The definition's reason, at the ends too: 0 and 0.5 are the splines' own sums elsewhere."""
+    """A point is inside if and only if the bases sum to 1, also at the ends. Elsewhere the sum is, for example, 0 or 0.5."""
     torch.manual_seed(0)
     layer = kk.KANLinear(1, 1, grid_size=4, spline_order=spline_order).double()
     layer.set_grid(torch.randn(1, layer.grid.shape[1]).double().sort().values)
@@ -47,7 +47,7 @@ def test_coverage_follows_the_grid():
 
 
 def test_coverage_of_a_net():
-    """Every layer's, on its own inputs; the net is as it was."""
+    """A net returns the coverage of every layer on the layer's own inputs, and it does not change."""
     torch.manual_seed(0)
     net, x = kk.KAN([3, 4, 2], grid_range=(-0.5, 0.5)), torch.rand(5, 10, 3)
     before = {name: value.clone() for name, value in net.state_dict().items()}

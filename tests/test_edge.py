@@ -1,4 +1,4 @@
-"""`layer.edge(o, i)`: the function of one edge against scipy, autograd and the layer."""
+"""`layer.edge(o, i)`, the function of one edge, agrees with scipy, autograd and the layer."""
 
 import copy
 
@@ -14,7 +14,7 @@ from kan_kernels import reference
 
 
 def drawn_layer(K=3, **options):
-    """(3, 4) in float64 with random weights and, for every feature, other knots."""
+    """Return a (3, 4) layer in float64 with random weights and different knots for every feature."""
     generator = torch.Generator().manual_seed(K)
     layer = kk.KANLinear(3, 4, grid_size=6, spline_order=K, dtype=torch.float64, **options)
     with torch.no_grad():
@@ -25,13 +25,13 @@ def drawn_layer(K=3, **options):
 
 
 def within(layer, i, count=257):
-    """Points within the extended knots of feature i, the last knot left out."""
+    """Return points within the extended knots of feature i, without the last knot."""
     low, high = layer.grid[i, 0].item(), layer.grid[i, -1].item()
     return torch.linspace(low, high, count, dtype=torch.float64)[:-1]
 
 
 def scipys(layer, o, i, t, derivative=0):
-    """The spline part by scipy alone: the sum of its basis elements."""
+    """Return the spline of an edge, computed as the sum of scipy's basis elements."""
     knots, degree = layer.grid[i].numpy(), layer.spline_order
     weight = (layer.spline_weight[o, i] * layer.spline_scaler[o, i]).detach().numpy()
     total = np.zeros(len(t))
@@ -114,7 +114,7 @@ def test_it_follows_the_layer_and_gives_gradients():
     layer = drawn_layer()
     edge = layer.edge(2, 1)
     t = torch.linspace(-0.9, 0.9, 33, dtype=torch.float64)
-    before, spline = edge(t).detach(), edge.to_scipy()  # the latter is a copy
+    before, spline = edge(t).detach(), edge.to_scipy()  # `to_scipy` copies the weights
     edge(t).sum().backward()
     of_base = torch.zeros(4, 3, dtype=torch.float64)
     of_base[2, 1] = silu(t).sum()
@@ -183,7 +183,7 @@ def test_bad_input(call, error, message):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype):
-    """scipy's copy has the exact values of the rounded weights."""
+    """`to_scipy` uses the exact values of the rounded weights."""
     layer = drawn_layer().to(dtype)
     edge, exact = layer.edge(3, 1), copy.deepcopy(layer).double().edge(3, 1)
     t = (torch.rand(65) * 2 - 1).to(dtype)

@@ -1,4 +1,4 @@
-"""`edge_norms` and the layer's: values and gradients against every edge's values, bad input, memory."""
+"""Tests of `edge_norms` and `KANLinear.edge_norms`: values and gradients against all edge values, invalid input, memory."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_any_leading_dimensions_and_a_module_as_activation():
 
 
 def test_a_spread_small_beside_the_mean_is_not_cancelled():
-    """float32: splines near 1000 that vary by 1e-2."""
+    """The standard deviation is accurate in float32 for splines near 1000 that vary by 1e-2."""
     layer = kk.KANLinear(3, 5, base_activation=None, enable_standalone_scale_spline=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_a_dead_or_constant_edge_has_no_spread_and_finite_gradients():
 
 
 def test_memory_is_free_of_edges_times_rows():
-    """65 536 rows, 64 to 64: every edge's values would be 1 GB; no tensor is larger than x."""
+    """No tensor is larger than x. The values of all edges, for 65 536 rows and 64 x 64 edges, would take 1 GB."""
     layer = kk.KANLinear(64, 64)
     x = torch.rand(65536, 64, requires_grad=True)
     with Allocations() as seen:
@@ -144,7 +144,7 @@ def test_layers_norms_are_those_of_its_edges():
     x = torch.randn(63, 4, dtype=torch.float64)
     edges = [
         torch.stack([layer(torch.eye(4, dtype=torch.float64)[i] * x)[:, o] for o in range(3)]) for i in range(4)
-    ]  # edge i with the others at 0
+    ]  # the values for input i, with the other inputs at 0
     at_zero = layer(torch.zeros(1, 4, dtype=torch.float64))[0]
     spread = torch.stack([e.std(1) for e in edges], dim=1)
     torch.testing.assert_close(layer.edge_norms(x, "std"), spread)

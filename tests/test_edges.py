@@ -1,4 +1,4 @@
-"""Every instruction set x case x dtype: the operators about edges against the float64 reference."""
+"""The edge operators agree with the float64 reference for every instruction set, case and dtype."""
 
 import dataclasses
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ SOME = [case for case in CASES if case.N > 0 and case.N * case.I * case.M * case
 
 @contextmanager
 def absolute_terms():
-    """The reference with |bases| and |b|, and so |phi|: what results add up to before they cancel."""
+    """Let the reference use |bases| and |b|, and so |phi|. Its results are then the sums of |terms|, without cancellation."""
     basis, activation = edges.basis, edges.base_activation
     edges.basis = lambda *a: basis(*a).abs()
     edges.base_activation = lambda *a: activation(*a).abs()
@@ -28,7 +28,7 @@ def absolute_terms():
 
 
 def magnitudes(t: Tensors) -> Tensors:
-    """The problem in float64 with every factor but the bases replaced by its absolute value."""
+    """Return the problem in float64 with the absolute values of all factors except the bases."""
     values = vars(t.to(torch.float64)).items()
     return Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in values})
 
@@ -38,7 +38,10 @@ def arguments(t: Tensors, case: Case):
 
 
 def away_from_zero(t: Tensors, case: Case, seed: int) -> Tensors:
-    """The same problem with edges of one sign each where they are not exactly 0: another rounding is no other sign."""
+    """Return a problem in which every edge's values that are not exactly 0 have one sign and are not close to 0.
+
+    Rounding then does not change any sign.
+    """
     generator = torch.Generator().manual_seed(seed)
     side = torch.randint(0, 2, (case.O, case.I), generator=generator) * 2.0 - 1
     t.spline_weight = (t.spline_weight / 8 + 2 * side.unsqueeze(-1)).to(t.spline_weight.dtype)
@@ -46,7 +49,7 @@ def away_from_zero(t: Tensors, case: Case, seed: int) -> Tensors:
         t.spline_scaler = t.spline_scaler.abs() + 0.5
     if t.base_weight is not None:
         t.base_weight = t.base_weight / 8
-    # Inputs are rounded already: moving some to places that are rounded too leaves the dtype's own problem.
+    # The new inputs are rounded like the others, so that the problem is exact in its dtype.
     values = reference.edge_values(*arguments(t.to(torch.float64), case))
     near = ((values.abs() < 0.1) & (values != 0)).any(1)
     inside = (torch.rand(t.x.shape, generator=generator) * 1.8 - 0.9).to(torch.bfloat16).to(t.x.dtype)
@@ -76,7 +79,7 @@ def moments_gradient(module, t: Tensors, case: Case):
 @pytest.mark.parametrize("case", SOME, ids=str)
 def test_against_the_reference(instruction_set, operator, case, dtype):
     if case.points == "equal" and (operator is edge_l1_backward or dtype is torch.float64):
-        case = dataclasses.replace(case, points="inside")  # 2100 equal terms of one sign: every rounding is the same way
+        case = dataclasses.replace(case, points="inside")  # 2100 equal terms all round in the same direction
 
     def compute(reference_dtype, seed):
         t = away_from_zero(make(case, dtype, seed), case, seed)
@@ -98,7 +101,7 @@ def test_against_the_reference(instruction_set, operator, case, dtype):
 @pytest.mark.parametrize("case", SOME, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moments_are_of_double_accuracy(instruction_set, case, dtype):
-    """Whatever the inputs' dtype, the reference computes in float64 as well."""
+    """The moments have float64 accuracy for inputs of any dtype. The reference also computes them in float64."""
     t = make(case, dtype)
     gradient, truth = moments_gradient(ops, t, case)[0], moments_gradient(reference, t, case)[0]
     eps = torch.finfo(dtype).eps if dtype is not torch.float64 else 1e-12
@@ -120,7 +123,10 @@ def std_gradients(module, t: Tensors, case: Case, moments: torch.Tensor):
 @pytest.mark.parametrize("case", [case for case in SOME if case.N > 1 and case.points != "equal"], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_spreads_are_of_double_accuracy(instruction_set, case, dtype):
-    """From the moments in float64, as the reference; which agrees with autograd through every edge's values."""
+    """Standard deviations are computed from the moments in float64, as in the reference.
+
+    They also agree with autograd through the values of all edges.
+    """
     t = make(case, dtype)
     moments = reference.basis_moments(t.x, t.grid, case.K, case.base or "silu")
     ours, truth = std_gradients(ops, t, case, moments), std_gradients(reference, t, case, moments)
@@ -145,7 +151,7 @@ def test_only_what_is_needed(needed):
     case = Case(129, 7, 33, scaled=True)
     t = make(case, torch.float32)
     r = torch.ones(case.O, case.I)
-    close = 1e-6  # g++ gives the same bits; clang fuses other multiplications and additions
+    close = 1e-6  # g++ gives equal bits; clang contracts other multiplications and additions
     everything = ops.edge_l1_backward(*arguments(t, case), r, True, True, True, True)
     one = ops.edge_l1_backward(*arguments(t, case), r, *(k == needed for k in range(4)))
     for k, (alone, together) in enumerate(zip(one, everything, strict=True)):
@@ -173,7 +179,7 @@ def test_opcheck():
 
 @pytest.mark.parametrize("outputs", [3, 33])
 def test_non_finite_inputs(instruction_set, outputs):
-    """What is not finite spreads to the norms of its feature, and through no sign: as in the reference."""
+    """Non-finite inputs affect the norms of their feature, and signs do not hide them, as in the reference."""
     for bad in (float("nan"), float("inf"), -float("inf")):
         case = Case(63, 5, outputs)
         t = make(case, torch.float64)

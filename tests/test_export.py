@@ -1,4 +1,4 @@
-"""Compiled, exported, packaged: torch.compile, torch.export, AOTInductor, ONNX give the layer's values."""
+"""Programs from torch.compile, torch.export, AOTInductor and ONNX compute the layer's values."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def inputs(rows):
 
 
 def test_one_graph_for_all_batch_sizes(net):
-    """fullgraph, inductor: no break, no second compilation; training through it gives the eager gradients."""
+    """Inductor compiles one graph without breaks for all batch sizes, and its gradients equal the eager ones."""
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
@@ -63,7 +63,7 @@ def test_export(net, strict):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_an_exported_program_trains(net, strict):
-    """Its gradients are eager's, also of what is before and beside the layer."""
+    """The gradients of an exported program equal the eager ones, also before and beside the KAN layers."""
     model = nn.ModuleDict({"before": nn.Linear(3, 3), "net": net, "after": nn.Linear(2, 1)})
 
     class Residual(nn.Module):
@@ -90,7 +90,7 @@ def test_an_exported_program_trains(net, strict):
 
 @pytest.mark.filterwarnings("ignore")
 def test_jit_trace(net, tmp_path):
-    """Deprecated in torch, and still how many deploy."""
+    """torch.jit.trace is deprecated, but still common in deployments."""
     torch.jit.save(torch.jit.trace(net, inputs(7)), tmp_path / "net.pt")
     loaded = torch.jit.load(tmp_path / "net.pt")
     for rows in ROWS:
@@ -102,7 +102,7 @@ def test_jit_trace(net, tmp_path):
 
 
 def test_compiled_training_is_on_the_operators(net):
-    """One pass for all of a layer's gradients, as in eager mode."""
+    """One operator computes all gradients of a layer, as in eager mode."""
     torch.compiler.reset()
     graphs = []
 
@@ -145,7 +145,7 @@ print("agreed")
 @pytest.mark.skipif(LIBRARY is None, reason="built without C++: the operators are then Python's")
 @pytest.mark.filterwarnings("ignore")
 def test_a_package_runs_without_this_one(net, exported, tmp_path):
-    """AOTInductor's, in a process that has the C++ library and no Python of ours."""
+    """An AOTInductor package runs in a process that loads the C++ library but not the Python package."""
     package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
     with torch.no_grad():
         torch.save([(inputs(rows), net(inputs(rows))) for rows in ROWS], tmp_path / "values.pt")
@@ -155,7 +155,7 @@ def test_a_package_runs_without_this_one(net, exported, tmp_path):
 
 
 def check_onnx(path, net):
-    """The file has standard operators alone, and the net's values for any number of rows that it was exported for."""
+    """Check that the file has only standard operators and gives the net's values for several numbers of rows."""
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
@@ -177,7 +177,7 @@ def test_onnx(tmp_path, base):
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_by_tracing(net, tmp_path):
-    """The exporter of torch.jit: deprecated, and still how many deploy."""
+    """The exporter that uses torch.jit is deprecated, but still common in deployments."""
     names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "rows"}}}
     torch.onnx.export(net, (inputs(7),), tmp_path / "net.onnx", dynamo=False, **names)
     check_onnx(tmp_path / "net.onnx", net)
@@ -185,7 +185,7 @@ def test_onnx_by_tracing(net, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_of_an_exported_program(net, exported, tmp_path):
-    """Its operators are replaced by the reference's definition, as docs/export.md says."""
+    """The reference's definition replaces the operators, as docs/export.md describes."""
     operators = torch.ops.kan_kernels
     dense = exported.run_decompositions({operators.spline_forward.default: kk.reference.spline_forward})
     torch.onnx.export(dense, dynamo=True, verbose=False).save(tmp_path / "net.onnx")
@@ -194,7 +194,7 @@ def test_onnx_of_an_exported_program(net, exported, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_to_onnx_leaves_nothing_behind(net):
-    """A program that is exported after it, and one that is traced, call the operators again."""
+    """A program that is exported or traced after an export to ONNX calls the operators again."""
     torch.onnx.export(net, (inputs(7),), dynamo=True, verbose=False)
     program = torch.export.export(net, (inputs(7),))
     assert torch.ops.kan_kernels.spline_forward.default in {node.target for node in program.graph.nodes}

@@ -35,7 +35,7 @@ def loaded_layer(golden):
 
 
 def assert_golden(value, numbers, tolerance=1e-10):
-    """Relative to the element; a gradient that is 0 in theory may be a rounding error of terms of size 1."""
+    """Compare relative to each element. A gradient that is 0 in theory may be a rounding error of terms of size 1."""
     torch.testing.assert_close(value, exact(numbers), rtol=tolerance, atol=1e-14)
 
 
@@ -78,14 +78,14 @@ def test_knots_of_a_grid_update(grid_eps):
 
 
 def flat(tree, path=()):
-    """Every array of the file by where it stands."""
+    """Return every array of the file by its path of keys."""
     if not isinstance(tree, dict):
         return {path: exact(tree)}
     return {key: array for name, value in tree.items() for key, array in flat(value, (*path, name)).items()}
 
 
 def test_the_script_writes_the_file(tmp_path, monkeypatch):
-    """Up to the roundings of other versions of numpy and scipy."""
+    """The script reproduces the file up to the rounding of other versions of numpy and scipy."""
     script = FOLDER / "make_efficient_kan.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "written.json")])
     runpy.run_path(str(script), run_name="__main__")

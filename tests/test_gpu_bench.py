@@ -1,4 +1,4 @@
-"""The measurements on GPUs run line by line without one, so that a machine with a GPU measures and does not debug."""
+"""The dry run of the GPU benchmarks runs all of their lines without a GPU, so that errors are found before one is used."""
 
 import json
 import os

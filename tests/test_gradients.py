@@ -1,4 +1,4 @@
-"""Gradients of `kan_linear` to every order: against the reference under autograd, finite differences and scipy."""
+"""Gradients of `kan_linear` of every order agree with autograd of the reference, finite differences and scipy."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from kan_kernels.ops import library
 
 
 def leaves(t: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors that gradients are taken of, as leaves."""
+    """Return the differentiable tensors as leaves."""
     named = {"x": t.x, "spline_weight": t.spline_weight, "spline_scaler": t.spline_scaler, "base_weight": t.base_weight}
     return {k: v.detach().clone().requires_grad_() for k, v in named.items() if v is not None}
 
@@ -38,7 +38,7 @@ def first_order(t: Tensors, case: Case, fused: bool):
 
 
 def second_order(t: Tensors, case: Case, fused: bool):
-    """Gradients of a function of the first gradients, with respect to everything, the cotangent included."""
+    """Return the gradients of a function of the first gradients with respect to all tensors, including the cotangent."""
     leaf = leaves(t)
     g = t.g.detach().clone().requires_grad_()
     gradients = torch.autograd.grad(layer(leaf, t, case, fused), list(leaf.values()), g, create_graph=True)
@@ -50,7 +50,10 @@ def second_order(t: Tensors, case: Case, fused: bool):
 @pytest.mark.parametrize("derivatives", [first_order, second_order], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", [c for c in CASES if not c.weighted and 0 < c.N < 1000 and c.K], ids=str)
 def test_gradients_are_the_references(case, derivatives):
-    """Closed formulas against autograd through Cox-de Boor, in float64: test_operators covers the other dtypes' rounding."""
+    """The closed formulas agree with autograd of the Cox-de Boor recursion in float64.
+
+    test_operators covers the rounding in the other dtypes.
+    """
 
     def compute(reference_dtype, seed):
         t, same = make(case, torch.float64, seed), make(case, reference_dtype, seed)
@@ -69,7 +72,7 @@ def test_gradients_are_the_references(case, derivatives):
     "case", [Case(3, 2, 2, scaled=True), Case(2, 2, 3, K=2, G=2, knots="adaptive"), Case(2, 1, 2, K=1)], ids=str
 )
 def test_gradcheck(case):
-    """Finite differences, reverse and forward mode, first and second order."""
+    """First and second derivatives, in reverse and forward mode, agree with finite differences."""
     t = make(Case(**{**vars(case), "points": "inside"}), torch.float64)
     leaf = leaves(t)
 
@@ -83,7 +86,7 @@ def test_gradcheck(case):
 
 @pytest.mark.parametrize("operator", ["forward", "backward_input", "backward_weight", "backward"])
 def test_every_operator_is_differentiable_in_everything(operator):
-    """gradcheck and gradgradcheck of the operators themselves, the weight w included."""
+    """The operators pass gradcheck and gradgradcheck with respect to all arguments, including the weight w."""
     case = Case(3, 2, 2, G=3, weighted=True, scaled=True, points="inside")
     t = make(case, torch.float64)
     wanted = {
@@ -108,7 +111,7 @@ def test_every_operator_is_differentiable_in_everything(operator):
 
 
 def test_third_nested_level():
-    """u_xxx of a net, and its parameter gradients, as the reference's."""
+    """u_xxx of a net and its gradients with respect to the parameters equal the reference's."""
     torch.manual_seed(0)
     net = kk.KAN([1, 4, 1], spline_order=4, dtype=torch.float64)
     x0 = torch.linspace(-0.9, 0.9, 31, dtype=torch.float64).unsqueeze(1)
@@ -128,7 +131,7 @@ def test_third_nested_level():
 
 
 def test_pinn_loss_is_scipys():
-    """The gradient of mean((u_xx - f)^2) with respect to the coefficients, from scipy's second derivatives."""
+    """The gradient of mean((u_xx - f)^2) with respect to the coefficients agrees with scipy's second derivatives."""
     case = Case(63, 1, 1, G=6, base=None, points="inside", knots="adaptive")
     t = make(case, torch.float64)
     x, spline_weight = t.x.clone().requires_grad_(), t.spline_weight.clone().requires_grad_()
@@ -146,7 +149,7 @@ def test_pinn_loss_is_scipys():
 
 
 def test_only_the_gradients_asked_for(monkeypatch):
-    """A frozen input or parameter costs no operator call."""
+    """A frozen input or parameter causes no operator call."""
     calls = []
     for name in ("spline_backward_input", "spline_backward_weight"):
         operator = getattr(library, name)
@@ -167,7 +170,7 @@ def test_only_the_gradients_asked_for(monkeypatch):
 
 
 def test_saved_for_backward_are_the_inputs_only():
-    """No tensor of the size of the bases, or of the output, is kept."""
+    """autograd saves no tensor of the size of the bases or of the output."""
     t = make(Case(129, 7, 17, scaled=True), torch.float32)
     leaf = leaves(t)
     saved = []

@@ -1,4 +1,4 @@
-"""What published code does to a layer by the names of its parameters, as to a layer of efficient-kan: plain torch works."""
+"""Published code that accesses the parameters of a layer by name works as with a layer of efficient-kan."""
 
 import copy
 
@@ -305,7 +305,7 @@ def test_kan_linear_of_a_layers_weights_is_the_layer(shape, scaled):
 
 
 def peer_of(layer):
-    """efficient-kan's layer of the same weights."""
+    """Return efficient-kan's layer with the same weights."""
     peer = peer_layers.KANLinear(layer.in_features, layer.out_features, layer.grid_size, layer.spline_order).double()
     peer.load_state_dict(layer.state_dict())
     return peer
@@ -313,7 +313,7 @@ def peer_of(layer):
 
 @pytest.mark.parametrize("shape", SQUARE_AND_NOT, ids=str)
 def test_b_splines_and_scaled_spline_weight(shape):
-    """efficient-kan's, from which its users build outputs of their own."""
+    """Users of efficient-kan compute their own outputs from these two members."""
     layer = kk.KANLinear(*shape, grid_size=7, spline_order=2, dtype=torch.float64)
     x = torch.randn(63, shape[0], dtype=torch.float64)
     bases = layer.b_splines(x)
@@ -367,7 +367,7 @@ def test_bad_input(layer, x, call, error, message):
 
 
 def test_a_published_training_loop(x):
-    """Groups, a scheduler, clipping and an L1 term, all by names: the loss falls."""
+    """The loss decreases with parameter groups, a scheduler, clipping and an L1 term, which all select parameters by name."""
     torch.manual_seed(0)
     net = kk.KAN([3, 8, 1])
     target = x.square().sum(1, keepdim=True)

@@ -1,4 +1,7 @@
-"""Rules that no linter checks: kernels without torch, documented public names. Import contracts are in pyproject.toml."""
+"""Rules that no linter checks: the kernels do not use torch, and public names have docstrings.
+
+pyproject.toml contains the import contracts.
+"""
 
 import inspect
 from pathlib import Path
@@ -9,7 +12,7 @@ PACKAGE = Path(kk.__file__).parent
 
 
 def test_kernels_never_see_torch():
-    """csrc: the loops are torch-free, and no instruction set leaks into a shared header."""
+    """The loops in csrc do not use torch, so that no instruction set affects a shared header."""
     csrc = PACKAGE.parent / "csrc"
     files = sorted(path for path in csrc.rglob("*") if path.is_file())
     assert files
@@ -19,7 +22,10 @@ def test_kernels_never_see_torch():
 
 
 def test_public_names_are_documented():
-    """Every public name and method has a docstring; `kan_linear` and `KANLinear` name what they raise and an equivalent."""
+    """Every public name and method has a docstring.
+
+    The docstrings of `kan_linear` and `KANLinear` state the exceptions and an equivalent.
+    """
     for name in kk.__all__:
         public = getattr(kk, name)
         assert inspect.getdoc(public), name

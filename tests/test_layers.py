@@ -1,4 +1,4 @@
-"""`KANLinear` and `KAN`: efficient-kan's arguments, initial law, checkpoints and numbers."""
+"""`KANLinear` and `KAN` have efficient-kan's arguments, initialization, checkpoints and numbers."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ SHAPES = [(1, 1), (7, 3), (3, 63)]
 
 
 def theirs(layer: kk.KANLinear, x: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """efficient-kan's forward formula (PEERS: dense bases x matrix) from a state_dict in its layout."""
+    """Return efficient-kan's output, dense bases times a matrix, from a state_dict in its layout."""
     rows = x.reshape(-1, x.shape[-1])
     bases = reference.basis(rows, state["grid"], layer.spline_order).flatten(1)
     weight = state["spline_weight"]
@@ -37,7 +37,7 @@ def theirs(layer: kk.KANLinear, x: torch.Tensor, state: dict[str, torch.Tensor])
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_is_efficient_kans(shape, activation, standalone):
-    """From the state_dict, with any leading dimensions, for fused and other activations."""
+    """The output equals that of efficient-kan for any leading dimensions and for fused and other activations."""
     layer = kk.KANLinear(
         *shape,
         grid_size=4,
@@ -53,7 +53,10 @@ def test_forward_is_efficient_kans(shape, activation, standalone):
 
 
 def test_checkpoint_goes_both_ways():
-    """Their keys, order and shapes; strict loading computes the same; saving gives back what was loaded, bit for bit."""
+    """A state_dict has efficient-kan's keys, order and shapes.
+
+    A checkpoint loads strictly and gives the same outputs, and saving returns the loaded values bit for bit.
+    """
     generator = torch.Generator().manual_seed(0)
     checkpoint = {}
     for l, (i, o) in enumerate([(3, 7), (7, 2)]):  # noqa: E741
@@ -84,7 +87,7 @@ def test_checkpoint_goes_both_ways():
 
 
 def test_bad_checkpoints_are_refused():
-    """Missing, surplus, wrongly shaped keys, under their names; knots that do not increase."""
+    """Missing, unexpected and wrongly shaped keys raise an error with their names, and so do knots that do not increase."""
     layer = kk.KANLinear(3, 2)
     good = layer.state_dict()
     with pytest.raises(RuntimeError, match=r"Missing key.*spline_weight"):
@@ -105,7 +108,7 @@ def test_bad_checkpoints_are_refused():
 
 
 def test_state_of_a_subclass_is_kept():
-    """Buffers, parameters and prunings that others add are saved and loaded under torch's names."""
+    """Buffers, parameters and prunings that a user adds are saved and loaded under torch's names."""
 
     class Counting(kk.KANLinear):
         def __init__(self):
@@ -130,7 +133,7 @@ def test_state_of_a_subclass_is_kept():
 
 
 def test_parameters_are_theirs():
-    """spline_weight, base_weight, spline_scaler in their shapes and order; None where the layer has none."""
+    """The parameters have efficient-kan's shapes and order. A parameter that the layer does not use is None."""
     layer = kk.KANLinear(3, 2)
     shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
     assert list(shapes.items()) == [("base_weight", (2, 3)), ("spline_weight", (2, 3, 8)), ("spline_scaler", (2, 3))]
@@ -142,7 +145,10 @@ def test_parameters_are_theirs():
 
 
 def test_initial_law():
-    """kaiming_uniform of base_weight and spline_scaler, splines through noise at the inner knots; efficient-kan's draws."""
+    """kaiming_uniform_ draws base_weight and spline_scaler, and the splines interpolate noise at the inner knots.
+
+    The random numbers are efficient-kan's.
+    """
     torch.manual_seed(3)
     layer = kk.KANLinear(16, 40, grid_size=5, scale_noise=0.1, scale_base=1.0, scale_spline=2.0, dtype=torch.float64)
     torch.manual_seed(3)
@@ -163,7 +169,7 @@ def test_initial_law():
 
 
 def test_grid_is_efficient_kans():
-    """arange(-K, G+K+1) h + lo on every feature; a buffer, not a parameter."""
+    """The knots of every feature are arange(-K, G+K+1) h + lo. The grid is a buffer and not a parameter."""
     layer = kk.KANLinear(3, 2, grid_size=4, spline_order=2, grid_range=[-2, 1], dtype=torch.float64)
     expected = torch.arange(-2, 7, dtype=torch.float64) * 0.75 - 2
     torch.testing.assert_close(layer.grid, expected.expand(3, -1))
@@ -171,7 +177,7 @@ def test_grid_is_efficient_kans():
 
 
 def test_regularization_loss():
-    """efficient-kan's formula; finite, gradient included, where an edge or all of them are zero."""
+    """The loss equals efficient-kan's. It and its gradient are finite, even if one edge or all edges are zero."""
     layer = kk.KANLinear(4, 3, dtype=torch.float64)
     edges = layer.spline_weight.abs().mean(-1)
     shares = edges / edges.sum()
@@ -189,7 +195,7 @@ def test_regularization_loss():
 
 
 def test_device_dtype_and_repr():
-    """Like any torch layer: dtype, meta device, half types, what it prints."""
+    """A layer supports dtypes, the meta device and half types like any torch layer, and its repr shows its options."""
     assert {p.dtype for p in kk.KAN([2, 3, 1], dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
     assert kk.KANLinear(3, 2, device="meta").spline_weight.is_meta
     half = kk.KANLinear(3, 2).half()
@@ -202,7 +208,7 @@ def test_device_dtype_and_repr():
 
 
 def test_training_learns():
-    """L-BFGS, the optimiser of the KAN papers, fits a product; it needs contiguous parameters and gradients."""
+    """L-BFGS, the optimizer of the KAN papers, fits a product. It needs contiguous parameters and gradients."""
     torch.manual_seed(0)
     net = kk.KAN([2, 5, 1], dtype=torch.float64)
     x = torch.rand(200, 2, dtype=torch.float64) * 2 - 1

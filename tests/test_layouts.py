@@ -1,4 +1,7 @@
-"""Weights in pykan's layout, (I, O, M) in memory: the same numbers, and gradients laid out like the weights."""
+"""Weights in pykan's memory layout, (I, O, M), give the same numbers.
+
+The gradients have the memory layout of the weights.
+"""
 
 import pytest
 import torch
@@ -22,7 +25,10 @@ def problem(case, layout):
 
 
 def leaves(case, layout):
-    """Leaves as pykan has them, (I, O, ...), and as our layers do, (O, I, ...); and the operands, (O, I, ...)."""
+    """Return the case's tensors, the leaves and the operands.
+
+    The leaves have pykan's shapes (I, O, ...) or those of `KANLinear`, (O, I, ...). The operands have shapes (O, I, ...).
+    """
     t = problem(case, layout)
     own, operands = {}, {}
     for name in WEIGHTS:
@@ -35,7 +41,7 @@ def leaves(case, layout):
 
 
 def gradients(case, layout, wanted, compute):
-    """Of the weights named by `wanted`."""
+    """Return the gradients of the weights that `wanted` names."""
     t, own, operands = leaves(case, layout)
     for name, leaf in own.items():
         if leaf is not None:
@@ -86,7 +92,7 @@ COMPUTATIONS = {
 @pytest.mark.parametrize("computation", COMPUTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_laid_out_like_their_leaves(case, computation, backend):
-    """Of pykan's parameters as of ours: contiguous, and equal, whichever of the weights are trained."""
+    """The gradients of pykan's parameters and of ours are contiguous and equal, if all weights or only one are trained."""
     if computation == "std" and case.N < 2:
         case = Case(**{**vars(case), "N": 2})
     compute = COMPUTATIONS[computation](case)
@@ -124,7 +130,7 @@ def weights_gradients(name, results):
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("case", [case for case in CASES if case.N > 1], ids=str)
 def test_operators_write_gradients_in_the_layout_of_the_weights(case, name):
-    """Shapes (O, I, M) and (O, I); in memory (I, O, M) and (I, O) for weights that are."""
+    """The gradients have shapes (O, I, M) and (O, I), and the memory layouts (I, O, M) and (I, O) if the weights have them."""
     t, other = problem(case, "in_first"), problem(case, "contiguous")
     results = weights_gradients(name, getattr(ops, name)(*calls(t, case)[name]))
     expected = weights_gradients(name, getattr(ops, name)(*calls(other, case)[name]))
@@ -140,7 +146,7 @@ def test_operators_write_gradients_in_the_layout_of_the_weights(case, name):
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("layout", ["in_first", "contiguous", "strided"])
 def test_fake_gradients_are_laid_out_alike(name, layout):
-    """opcheck compares the strides of fake and real results."""
+    """The results of fake kernels have the strides of real results, which opcheck compares."""
     case = Case(7, 3, 5, scaled=True)
     arguments = calls(problem(case, layout), case)[name]
     torch.library.opcheck(getattr(ops, name), arguments)

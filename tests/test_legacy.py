@@ -1,6 +1,7 @@
-"""Checkpoints and pickles of version 0.1.0, whose parameters were `coef (I, M, O)`, `base_coef` and `scaler (I, O)`, `mask`.
+"""Checkpoints and pickles of version 0.1.0 load.
 
-golden/layer_0_1_0.pt was saved by that version: modules, the named parameters of one, inputs and outputs.
+Its parameters were `coef` (I, M, O), `base_coef` and `scaler` (I, O), and it had a buffer `mask`. That version saved
+golden/layer_0_1_0.pt, which contains modules, the named parameters of one module, inputs and outputs.
 """
 
 import copy
@@ -23,7 +24,7 @@ def saved():
 
 
 def in_old_names(state):
-    """A state_dict under 0.1.0's own names and in its layouts: out_features last."""
+    """Return a state_dict with the names and layouts of 0.1.0, which have out_features last."""
     old = {new: name for name, new in NEW.items()}
     return {
         f"{path}{dot}{old.get(name, name)}": value if name == "grid" else value.movedim(0, -1).contiguous()
@@ -60,7 +61,7 @@ def test_a_pickled_module_lives_on(saved, name):
 
 
 def test_named_parameters_load(saved):
-    """Strictly the grid is missing; values are those of the pickled layer."""
+    """Only the grid is missing, and the values are those of the pickled layer."""
     assert list(saved["named_parameters"]) == ["base_coef", "coef", "scaler"]
     layer = kk.KANLinear(3, 2)
     result = layer.load_state_dict(saved["named_parameters"], strict=False)

@@ -1,4 +1,7 @@
-"""What is taken for granted of an `nn.Linear`: precision, copies, checkpoints, devices, optimizers, threads, processes."""
+"""A net supports what an `nn.Linear` supports.
+
+The tests cover precision, copies, checkpoints, devices, optimizers, threads and processes.
+"""
 
 import copy
 import pickle
@@ -27,7 +30,10 @@ def x():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(net, x, dtype):
-    """Operands in the autocast type, results of its accuracy, gradients in the parameters' type: as `F.linear`."""
+    """Autocast works as for `F.linear`.
+
+    It casts the operands, the results have the accuracy of the autocast dtype, and gradients have the parameters' dtype.
+    """
     linear = nn.Linear(3, 2)
     points = x.clone().requires_grad_()
     with torch.autocast("cpu", dtype):
@@ -38,7 +44,7 @@ def test_autocast(net, x, dtype):
     assert points.grad.dtype is torch.float32
     gradients = [p.grad.clone() for p in net.parameters()]
     assert all(g.dtype is torch.float32 for g in gradients)
-    # The same as casting by hand: the kernels evaluate half types in float32.
+    # The result equals that of explicit casts, because the kernels evaluate half types in float32.
     half = copy.deepcopy(net).to(dtype)
     for layer, own in zip(half.layers, net.layers, strict=True):
         layer.grid = own.grid
@@ -48,7 +54,7 @@ def test_autocast(net, x, dtype):
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         assert (parameter.grad - gradient).norm() < 0.02 * parameter.grad.norm() + 1e-3
     with torch.autocast("cpu", dtype):
-        assert net.double()(x.double()).dtype is torch.float64  # as torch's own, autocast leaves float64 alone
+        assert net.double()(x.double()).dtype is torch.float64  # autocast does not cast float64, as in torch
 
 
 def test_autocast_compiled(net, x):
@@ -144,7 +150,7 @@ def test_copies(net, x, way, tmp_path):
 
 
 def test_a_state_dict_is_of_the_parameters(net):
-    """Written in place, as averages and distributed checkpoints do."""
+    """In-place writes to a state_dict, as in averages and distributed checkpoints, change the parameters."""
     for name, value in net.state_dict().items():
         if not name.endswith("grid"):
             value.zero_()
@@ -163,7 +169,7 @@ def test_autocast_of_another_half_type(x):
 
 
 def test_meta_device(x):
-    """Built without memory, then given some."""
+    """A net that was created on the meta device can be allocated and initialized later."""
     with torch.device("meta"):
         net = kk.KAN([3, 5, 2])
     assert net(x.to("meta")).shape == (63, 2)
@@ -228,14 +234,14 @@ def test_moving_averages(net, x):
 
 
 def test_deterministic_algorithms(net, x):
-    """On, as in every test here: nothing refuses, and the same input gives the same bits."""
+    """With deterministic algorithms, which all tests enable, no operator raises and equal inputs give equal bits."""
     assert torch.are_deterministic_algorithms_enabled()
     gradients = [torch.autograd.grad(net(x).sin().sum(), list(net.parameters())) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_concurrent_threads(net):
-    """Forward and backward from several Python threads at once."""
+    """Several Python threads can compute the forward and the backward at the same time."""
     inputs = [torch.randn(500 + k, 3) for k in range(4)]
     expected = [(net(x), *torch.autograd.grad(net(x).sin().sum(), list(net.parameters()))) for x in inputs]
     wrong = []
@@ -256,7 +262,7 @@ def test_concurrent_threads(net):
 
 
 class Computing(TensorDataset):
-    """A dataset whose workers, forked after this process has used its threads, compute with the layer."""
+    """A dataset that computes with the layer in workers, which are forked after this process has used its threads."""
 
     def __init__(self, x, net):
         super().__init__(x)
@@ -276,7 +282,7 @@ def test_data_loader_workers(net):
 
 
 def test_named_parameters_load(net, x):
-    """What adapters and hand-written averages save: `named_parameters` has a state_dict's names."""
+    """`named_parameters`, which adapters and hand-written averages save, has the names of a state_dict."""
     other = kk.KAN([3, 5, 2])
     own = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     result = other.load_state_dict(own, strict=False)
@@ -287,7 +293,7 @@ def test_named_parameters_load(net, x):
 
 
 def test_default_device(x):
-    """A device that is asked for holds, whatever the default is."""
+    """A device argument overrides the default device."""
     with torch.device("meta"):
         layer = kk.KANLinear(3, 5, device="cpu")
         layer.update_grid(x)
@@ -316,7 +322,7 @@ def test_flops_are_counted(net, x):
 
 
 def test_symbolic_trace(net, x):
-    """A layer is a call of `kan_linear` to torch.fx; a net needs its flag."""
+    """torch.fx records a layer as a call of `kan_linear`. Tracing a net needs the value of its update_grid argument."""
     model = nn.Sequential(nn.Linear(3, 3), kk.KANLinear(3, 2))
     traced = torch.fx.symbolic_trace(model)
     assert torch.equal(traced(x), model(x))

@@ -1,4 +1,4 @@
-"""Every instruction set x case x dtype x derivative order: the operators against the float64 reference."""
+"""The operators agree with the float64 reference for every instruction set, case, dtype and order of derivative."""
 
 import dataclasses
 from functools import lru_cache
@@ -15,7 +15,7 @@ ORDERS = range(5)
 
 
 def magnitude(t: Tensors, case: Case, order: int) -> Tensors:
-    """The same problem with every factor but the bases replaced by its absolute value."""
+    """Return the same problem with the absolute values of all factors except the bases."""
     return Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in vars(t).items()})
 
 
@@ -41,7 +41,7 @@ def backward_weight(module, t: Tensors, case: Case, order: int):
 
 
 def backward(module, t: Tensors, case: Case, order: int):
-    """The gradient of the inputs, of one order more, and those of the weights at once."""
+    """Compute the gradient of the inputs, which has one order more, and the gradients of the weights in one call."""
     needs = (True, case.scaled, case.base is not None)
     return module.spline_backward(
         t.x, t.w, t.g, t.spline_weight, t.spline_scaler, t.grid, t.base_weight, case.base or "silu", order, *needs
@@ -52,14 +52,14 @@ OPERATORS = (forward, backward_input, backward_weight, backward)
 
 
 class AbsoluteReference:
-    """The reference with |bases| and |b|: what a result's terms add up to before they cancel."""
+    """The reference with |bases| and |b|. Its results are the sums of |terms|, without cancellation."""
 
     def __getattr__(self, name):
         def operator(*arguments):
             basis, activation = spline.basis, spline.base_activation
 
             def absolute_basis(*a):
-                spline.basis = basis  # its recursion keeps the signs
+                spline.basis = basis  # the recursion of `basis` keeps the signs
                 try:
                     return basis(*a).abs()
                 finally:
@@ -75,12 +75,12 @@ class AbsoluteReference:
         return operator
 
 
-@lru_cache(maxsize=192)  # the trials of one test's operators: other instruction sets are compared next
+@lru_cache(maxsize=192)  # enough for one test: the next instruction set uses the same problems
 def judged(operator, case: Case, dtype: torch.dtype, reference_dtype: torch.dtype, order: int, seed: int):
-    """A random problem, its exact results, those of the reference with its own exact ones, and what the results add up."""
+    """Return a random problem, its exact results, the reference's results, their exact values and the sums of |terms|."""
     t = make(case, dtype, seed)
     exact = operator(reference, t.to(torch.float64), case, order)
-    # The float64 kernel's problem, rounded, is the float32 reference's: each is compared with its own exact answer.
+    # For float64, the float32 reference computes a rounded problem. Each result is compared with its own exact value.
     same = t if reference_dtype is dtype else make(case, reference_dtype, seed)
     values = operator(reference, same, case, order)
     own_exact = exact if same is t else operator(reference, same.to(torch.float64), case, order)
@@ -91,7 +91,7 @@ def judged(operator, case: Case, dtype: torch.dtype, reference_dtype: torch.dtyp
 def compare(
     operator, case: Case, dtype: torch.dtype, order: int, module=ops, trials: int | None = None, first_seed: int = 0
 ) -> None:
-    """The operator of `module` on random problems of the case: the twice-rule."""
+    """Check the operator of `module` on random problems of the case with `assert_twice_rule`."""
 
     def compute(reference_dtype, trial):
         t, exact, reference_values, own_exact, scales = judged(
@@ -102,30 +102,33 @@ def compare(
             yield value, truth + (other.double() - other_truth), truth, scale
 
     if trials is None:
-        # One draw of the reference can be lucky, and equal gradients of all outputs are one draw of a feature's sum.
+        # The reference's error can be small by chance. If all gradients of outputs are equal, a problem is only one sample.
         trials = 24 if case.layout == "expanded" else max(3, min(40, 400 // max(1, case.N * case.O)))
     assert_twice_rule(compute, dtype, trials, f"{operator.__name__}, order {order}")
 
 
-@pytest.mark.parametrize("instruction_set", backends.INSTRUCTION_SETS, indirect=True)  # varies first: `judged` remembers
+@pytest.mark.parametrize("instruction_set", backends.INSTRUCTION_SETS, indirect=True)  # varies first: `judged` is cached
 @pytest.mark.parametrize("order", ORDERS, ids=lambda n: f"order{n}")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operators(instruction_set, case, dtype, order):
-    """Values, the gradient of the inputs' weights, the gradients of the layer's weights, and two of them at once."""
+    """Values, the gradient of w, the gradients of the layer's weights and two gradients at once agree with the reference."""
     for operator in OPERATORS:
         compare(operator, case, dtype, order)
 
 
 @pytest.mark.parametrize("seed", [0, 21])
 def test_long_sums_round_once_for_a_feature(instruction_set, seed):
-    """Products that were added to the running sum one by one lost two of its digits: seed 21 was beyond the twice-rule."""
+    """The kernel sums the products of a feature before it adds them to the running sum.
+
+    Adding them one by one lost two digits, and seed 21 violated the rule of `assert_twice_rule`.
+    """
     compare(forward, Case(500, 20, 20, G=100, K=5, points="inside"), torch.float32, 0, trials=1, first_seed=seed)
 
 
 @pytest.mark.parametrize("order", [0, 9, ops.MAX_DERIVATIVE])
 def test_high_orders(instruction_set, order):
-    """Orders far above K: no spline part, the base's derivative as the reference's."""
+    """For orders far above K, the spline part is zero and the derivative of the base equals the reference's."""
     case = Case(63, 7, 5, weighted=True)
     for operator in OPERATORS:
         if operator is backward and order == ops.MAX_DERIVATIVE:
@@ -136,7 +139,7 @@ def test_high_orders(instruction_set, order):
 
 
 def test_only_what_is_needed():
-    """A gradient that is not asked for comes back empty, and leaves the others' bits alone."""
+    """A gradient that is not needed is empty and does not change the bits of the others."""
     case = Case(63, 7, 17, scaled=True)
     t = make(case, torch.float32)
     arguments = (t.x, None, t.g, t.spline_weight, t.spline_scaler, t.grid, 3, "silu", 0)
@@ -151,8 +154,8 @@ def test_only_what_is_needed():
 
 
 def test_offsets_beyond_32_bits():
-    """Elements more than 2^31 apart, in every operand."""
-    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    """The elements of every operand may be more than 2^31 apart."""
+    torch.use_deterministic_algorithms(False)  # filling with NaN would write all 4 GB, which are only reserved
     case = Case(3, 2, 2, K=2, G=2, weighted=True, scaled=True)
     t = make(case, torch.bfloat16)
     room = torch.empty(2**31 + 64, dtype=torch.bfloat16)
@@ -172,7 +175,7 @@ def test_offsets_beyond_32_bits():
 
 
 def test_more_than_2_to_31_outputs():
-    """Row n of an output with over 2^31 elements is that of a batch of the same input alone."""
+    """Row n of an output with more than 2^31 elements equals the output of a batch that contains only this row's input."""
     torch.use_deterministic_algorithms(False)
     N, O = 2**15 + 1, 2**16  # noqa: E741
     t = make(Case(1, 1, O, G=1, K=1), torch.float16)

@@ -1,4 +1,4 @@
-"""DDP, FSDP2, tensor parallelism and distributed checkpoints on 2 and 4 processes: as one process."""
+"""DDP, FSDP2, tensor parallelism and distributed checkpoints on 2 and 4 processes give the results of one process."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module", params=[2, 4])
 def told(request, tmp_path_factory):
-    """The folder in which every rank of one run of all checks wrote how they went; the number of ranks."""
+    """Run all checks. Return the folder to which every rank wrote its results, and the number of ranks."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
     run = subprocess.run(
@@ -38,7 +38,7 @@ def test_every_rank(told, check):
         assert (folder / f"{check}.{rank}").read_text() == ""
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # it is
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # because of no_dist
 @pytest.mark.parametrize("kind", ["fsdp", "tp"])
 def test_one_process_reads_what_several_saved(told, kind):
     folder, _ = told

@@ -1,4 +1,4 @@
-"""Where efficient-kan and pykan differ in numbers, this library does as each where it stands in for it."""
+"""efficient-kan and pykan differ in some numbers. This library agrees with each of them where it replaces it."""
 
 import inspect
 import math
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("flo
 
 
 def test_layout_of_coefficients():
-    """(O, I, G+K) against (I, O, G+K); here efficient-kan's."""
+    """The coefficients have shape (O, I, G+K) in efficient-kan and here, and (I, O, G+K) in pykan."""
     theirs = network((3, 4))
     ours = kk.KAN.from_pykan(theirs)
     coef = theirs.act_fun[0].coef
@@ -25,7 +25,7 @@ def test_layout_of_coefficients():
 
 
 def test_spline_scale_at_the_start():
-    """Uniform in +-1/sqrt(I) against 1/sqrt(I)."""
+    """The initial spline scales are uniform in +-1/sqrt(I) in efficient-kan and here, and 1/sqrt(I) in pykan."""
     I = 64  # noqa: E741
     ours = kk.KANLinear(I, 65).spline_scaler.detach()
     assert ours.abs().max() <= 1 / math.sqrt(I)
@@ -35,12 +35,15 @@ def test_spline_scale_at_the_start():
 
 
 def test_noise_at_the_start():
-    """0.1 against 0.3 for pykan's network and 0.5 for its layer; uniform over G of the values on the inner knots."""
+    """The default scale of the initial noise is 0.1 in efficient-kan and here, 0.3 in pykan's network and 0.5 in its layer.
+
+    The splines' values on the inner knots are uniform noise divided by G.
+    """
     assert inspect.signature(kk.KANLinear).parameters["scale_noise"].default == 0.1
     assert inspect.signature(kan.MultKAN).parameters["noise_scale"].default == 0.3
     assert inspect.signature(kan.KANLayer).parameters["noise_scale"].default == 0.5
     layer = kk.KANLinear(63, 65, grid_size=5)
-    knots = torch.linspace(-1, 1, 6)[:-1]  # the last is outside of the half-open grid
+    knots = torch.linspace(-1, 1, 6)[:-1]  # the last knot is outside of the half-open grid range
     values = kk.kan_linear(knots.unsqueeze(1), layer.spline_weight[:, :1], layer.grid[:1]).detach()
     assert values.abs().max() <= 0.1 / 5 / 2 * 1.0001
     assert values.std().item() == pytest.approx(0.1 / 5 / math.sqrt(12), rel=0.15)
@@ -48,7 +51,7 @@ def test_noise_at_the_start():
 
 @pytest.mark.parametrize("rows", [7, 129, 1000])
 def test_quantiles_and_margins(rows):
-    """linspace's places and a margin of 0.01 against int(N/G i) and none."""
+    """efficient-kan uses the positions of linspace and a margin of 0.01, and pykan uses int(N/G i) and no margin."""
     x = torch.randn(rows, 3)
     ordered = x.sort(dim=0).values.numpy()
     G, K, eps = 5, 3, 0.02
@@ -77,7 +80,10 @@ def test_quantiles_and_margins(rows):
 
 
 def test_repeated_knots():
-    """NaN against 0 with a gradient of NaN; here 0 with a gradient of 0, accelerated or not, and never on purpose."""
+    """For repeated knots, efficient-kan returns NaN, and pykan returns 0 with a gradient of NaN.
+
+    This library returns 0 with a gradient of 0, accelerated or not, and `set_grid` does not accept such knots.
+    """
     knots = torch.full((2, 12), 0.3)
     x = torch.linspace(-1, 1, 9).repeat(2, 1).t().clone()
     efficient = peer_layers.KANLinear(2, 3).double()
@@ -103,7 +109,7 @@ def test_repeated_knots():
 
 
 def test_grid_updates_refit_what():
-    """efficient-kan refits the scaled output into the unscaled weight; pykan, and this library for both, the raw spline."""
+    """efficient-kan refits the scaled output into the unscaled weight. pykan and this library refit the unscaled spline."""
     x = torch.rand(300, 2) * 1.9 - 0.95
     layer = kk.KANLinear(2, 3, grid_eps=1.0)
     before = layer(x)
@@ -116,7 +122,10 @@ def test_grid_updates_refit_what():
 
 
 def test_outputs():
-    """y alone against y, preacts, postacts, postspline; any leading dimensions against two."""
+    """efficient-kan and this library return y for any leading dimensions.
+
+    pykan returns y, preacts, postacts and postspline for inputs of two dimensions.
+    """
     x = torch.randn(7, 3)
     theirs = network((3, 2))
     y, preacts, postacts, postspline = theirs.act_fun[0](x)

@@ -1,4 +1,4 @@
-"""`plot`: what is drawn, that it stays inside of the picture and readable, and what is refused."""
+"""Tests of what `plot` draws, of its size and legibility, and of its errors."""
 
 import re
 from itertools import pairwise
@@ -16,7 +16,7 @@ def network(*widths, **arguments):
 
 
 def artists(figure, kind):
-    """The artists of a kind by the numbers in their ids: (layer, output, input) of edges, (row, index) of nodes."""
+    """Return the artists of a kind by the numbers in their ids: (layer, output, input) of edges, (row, index) of nodes."""
     found = [(artist, re.fullmatch(rf"{kind}-([\d-]+)", artist.get_gid() or "")) for artist in figure.axes[0].get_children()]
     return {tuple(map(int, match[1].split("-"))): artist for artist, match in found if match}
 
@@ -52,7 +52,7 @@ def test_every_edge_has_a_box_in_a_picture_of_a_column(widths):
 
 
 def test_curves_are_the_edges_functions():
-    """Each over the range of its inputs, and as high as its box."""
+    """Every curve covers the range of its inputs and fills the height of its box."""
     net, x = network(3, 2, 1, dtype=torch.float64)
     figure = kk.plot(net, x)
     hidden = net.layers[0](x)
@@ -90,7 +90,10 @@ def test_edges_and_nodes_are_as_dark_as_their_scores_say():
 
 
 def test_what_is_dead_is_gone():
-    """Masked edges, a hidden node that feeds nothing and with it what feeds only that, and an input without edges."""
+    """`plot` omits masked edges, inputs without edges and hidden nodes that feed nothing.
+
+    It also omits the edges to such hidden nodes.
+    """
     net, x = network(3, 4, 2)
     with torch.no_grad():
         net.layers[0].edge_mask = torch.ones(4, 3)
@@ -128,7 +131,7 @@ def test_least_leaves_out_weak_edges():
     net, x = network(4, 5, 2)
     scores = net.attribute(x).edges[1]
     kept = {(1, o, i) for o, i in ((2 * scores / scores.max()).tanh() > 0.6).nonzero().tolist()}
-    boxes = artists(kk.plot(net, x, 2.0, 0.6), "box")  # pykan's argument by position
+    boxes = artists(kk.plot(net, x, 2.0, 0.6), "box")  # the order of arguments in pykan
     assert 0 < len(kept) < 10
     assert {key for key in boxes if key[0] == 1} == kept
 

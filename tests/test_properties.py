@@ -1,4 +1,4 @@
-"""Random shapes, degrees, knots and inputs (hypothesis): kernels and reference agree, and what must hold, holds."""
+"""Kernels and reference agree and have the expected properties for random shapes, degrees, knots and inputs (hypothesis)."""
 
 import torch
 from cases import Case, make
@@ -28,7 +28,7 @@ examples = settings(max_examples=120, deadline=None)
 @examples
 @given(case=CASES, seed=SEEDS, order=st.integers(0, 5), level=st.sampled_from(backends.available_instruction_sets()))
 def test_kernels_agree_with_the_reference(case, seed, order, level):
-    """float64 to 1e-9 of the largest value, for every operator."""
+    """Every operator agrees with the reference in float64 to 1e-9 of the largest value."""
     t = make(case, torch.float64, seed)
     b = case.base or "silu"
     needs = (True, case.scaled, case.base is not None)
@@ -54,7 +54,7 @@ def test_kernels_agree_with_the_reference(case, seed, order, level):
 @examples
 @given(case=CASES, seed=SEEDS)
 def test_linear_in_the_coefficients(case, seed):
-    """layer(a + b) = layer(a) + layer(b): no state between calls, no dependence on what is not read."""
+    """layer(a + b) equals layer(a) + layer(b). This detects state between calls and reads of unrelated memory."""
     t, other = make(case, torch.float64, seed), make(case, torch.float64, seed + 1)
     together = kk.kan_linear(t.x, t.spline_weight + other.spline_weight, t.grid)
     apart = kk.kan_linear(t.x, t.spline_weight, t.grid) + kk.kan_linear(t.x, other.spline_weight, t.grid)
@@ -64,7 +64,7 @@ def test_linear_in_the_coefficients(case, seed):
 @examples
 @given(case=CASES, seed=SEEDS, rows=st.integers(1, 30))
 def test_a_row_does_not_see_its_neighbours(case, seed, rows):
-    """The first rows of a batch are what they are alone, up to the rounding of another path."""
+    """The output of the first rows does not depend on the other rows, up to the rounding of another code path."""
     t = make(case, torch.float64, seed)
     whole = kk.kan_linear(t.x, t.spline_weight, t.grid, t.base_weight, base_activation=case.base)
     part = kk.kan_linear(t.x[:rows], t.spline_weight, t.grid, t.base_weight, base_activation=case.base)
@@ -74,7 +74,7 @@ def test_a_row_does_not_see_its_neighbours(case, seed, rows):
 @examples
 @given(degree=st.integers(0, 6), grid_size=st.integers(1, 12), seed=SEEDS)
 def test_constants_are_reproduced(degree, grid_size, seed):
-    """Equal coefficients give that constant on the grid range, whatever the knots: the bases sum to 1."""
+    """Equal coefficients give a constant on the grid range for any knots, because the bases sum to 1."""
     case = Case(33, 2, 1, G=grid_size, K=degree, knots="adaptive", base=None)
     t = make(case, torch.float64, seed)
     low, high = t.grid[:, degree], t.grid[:, degree + grid_size]

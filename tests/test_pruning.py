@@ -1,4 +1,4 @@
-"""Attribution, pruning, masks that last, and regularisation on data."""
+"""Tests of attribution, pruning, persistent masks and regularization on data."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import kan_kernels as kk
 
 
 def dead_ends():
-    """[4, 6, 2] in float64 whose hidden node 2 feeds nothing and input 1 is hardly used."""
+    """Return a net [4, 6, 2] in float64 and inputs. Its hidden node 2 feeds nothing, and its input 1 has little effect."""
     torch.manual_seed(0)
     net = kk.KAN([4, 6, 2], dtype=torch.float64, scale_noise=3.0)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_state_dicts_are_efficient_kans_until_the_first_prune():
 
 
 def test_paper_regularisation():
-    """The sum of the edges' mean |phi| and the entropy of their shares, layer by layer."""
+    """The loss of every layer is the sum of the edges' mean |phi| plus the entropy of their shares."""
     net, x = dead_ends()
     expected, inputs = 0.0, x
     for layer in net.layers:

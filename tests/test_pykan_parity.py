@@ -1,4 +1,4 @@
-"""Norms, scores, regularisation and pruning equal pykan 0.2.8's on the same weights."""
+"""Norms, scores, regularization and pruning equal those of pykan 0.2.8 for the same weights."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("flo
 
 
 def pair(width=(3, 5, 4, 2), grid=5, k=3, seed=0):
-    """A MultKAN and the KAN of its weights."""
+    """Return a MultKAN, a KAN with the same weights, and inputs."""
     theirs = kan.MultKAN(list(width), grid=grid, k=k, seed=seed, auto_save=False, symbolic_enabled=False, noise_scale=0.5)
     ours = kk.KAN(list(width), grid_size=grid, spline_order=k)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_regularisation_and_its_gradient(metric):
     loss = ours.regularization_loss(x, regularize_activation=1.5, regularize_entropy=2.0, metric=metric)
     torch.testing.assert_close(loss, peer, rtol=1e-10, atol=0)
     if metric == "edge_backward":
-        return  # pykan detaches what these scores are divided by
+        return  # pykan detaches the divisors of these scores
     peer.backward()
     loss.backward()
     for layer, other in zip(ours.layers, theirs.act_fun, strict=True):
@@ -89,7 +89,7 @@ def test_grid_update_places_its_knots():
 
 
 def test_plot_of_a_pykan_network_accelerated_or_not():
-    """It has a plot of its own; ours draws the KAN of its weights."""
+    """A pykan network has its own `plot`. `kk.plot` draws a KAN with the same weights."""
     theirs, _, x = pair((2, 3, 1))
     before = kk.plot(kk.KAN.from_pykan(theirs), x)
     kk.accelerate(theirs)

@@ -1,4 +1,4 @@
-"""The real efficient-kan, where it can be imported: the rewrite that other tests use, and the library, agree with it."""
+"""The rewrite that other tests use and this library agree with the real efficient-kan, if it can be imported."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ except real_peers.Missing as missing:
 
 
 def results(layer, x):
-    """The output, and the gradients of x and of every parameter, by name."""
+    """Return the output and the gradients of x and of every parameter by name."""
     x = x.clone().requires_grad_()
     y = layer(x)
     names, parameters = zip(*layer.named_parameters(), strict=True)
@@ -29,7 +29,7 @@ def results(layer, x):
 
 @pytest.fixture(params=[(5, 3), (1, 1), (20, 2), (7, 6)], ids=str)
 def layers(request):
-    """The real layer, the tests' rewrite of it, a native one and an accelerated one, with equal weights."""
+    """Return the real layer, the tests' rewrite, a `KANLinear` and an accelerated layer with equal weights."""
     grid_size, spline_order = request.param
     theirs, accelerated = (real.KANLinear(7, 5, grid_size=grid_size, spline_order=spline_order).double() for _ in range(2))
     rewrite = peer_layers.KANLinear(7, 5, grid_size, spline_order).double()

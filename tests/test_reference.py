@@ -1,4 +1,4 @@
-"""The reference against scipy's B-splines, autograd, and what a spline basis must satisfy."""
+"""The reference agrees with scipy's B-splines and with autograd, and has the properties of a spline basis."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from kan_kernels import reference
 
 
 def scipy_basis(x, knots, degree, derivative):
-    """(N, M): the derivative of every B-spline, by scipy."""
+    """Return the derivative of every B-spline (N, M), computed by scipy."""
     columns = []
     bases = len(knots) - degree - 1
     clamped = degree > 0 and knots[0] == knots[degree]
     for m in range(bases):
-        # scipy takes repeated knots only at the ends, and a whole knot vector only between its inner knots.
+        # scipy supports repeated knots only at the ends, and evaluates a whole knot vector only between its inner knots.
         if clamped:
             element = BSpline(knots, np.eye(bases)[m], degree, extrapolate=False)
         else:
@@ -28,12 +28,15 @@ def scipy_basis(x, knots, degree, derivative):
 @pytest.mark.parametrize("knots", ["uniform", "adaptive", "clamped"])
 @pytest.mark.parametrize("degree", [0, 1, 2, 3, 4, 5, 7])
 def test_basis_is_scipys(degree, knots):
-    """Values and derivatives up to the degree, on uniform, random and clamped knots; above it, 0."""
+    """Values and derivatives up to the degree agree with scipy on uniform, random and clamped knots.
+
+    Higher derivatives are 0.
+    """
     case = Case(129, 3, 1, G=6, K=degree, knots=knots)
     generator = torch.Generator().manual_seed(degree)
     grid = make_grid(case, generator)
     x = make_points(case, grid, generator)
-    for m in range(degree + 1, grid.shape[1]):  # scipy closes every basis' last interval, we do not
+    for m in range(degree + 1, grid.shape[1]):  # scipy includes the last knot of every basis, the reference does not
         x = torch.where(x == grid[:, m], x + 1e-3, x)
     for derivative in range(degree + 1):
         values = reference.basis(x, grid, degree, derivative)
@@ -46,7 +49,7 @@ def test_basis_is_scipys(degree, knots):
 
 @pytest.mark.parametrize("degree", [0, 1, 3, 5])
 def test_partition_of_unity(degree):
-    """Inside the grid range the bases sum to 1, beyond the extended knots to 0; all are between 0 and 1."""
+    """The bases sum to 1 inside the grid range and to 0 beyond the extended knots. All values are between 0 and 1."""
     case = Case(301, 7, 1, G=5, K=degree, knots="adaptive")
     generator = torch.Generator().manual_seed(1)
     grid = make_grid(case, generator)
@@ -64,7 +67,7 @@ def test_partition_of_unity(degree):
 
 
 def test_derivatives_are_autograds():
-    """The formula's n-th derivative is the autograd derivative of its (n-1)-th, for the bases and for silu."""
+    """The formula of the n-th derivative equals the autograd derivative of the (n-1)-th, for the bases and for silu."""
     case = Case(63, 2, 1, K=4)
     generator = torch.Generator().manual_seed(2)
     grid = make_grid(case, generator)
@@ -84,7 +87,7 @@ def test_derivatives_are_autograds():
 
 
 def test_half_open_intervals():
-    """A point on a knot belongs to the interval on its right; the last knot is outside."""
+    """A point on a knot belongs to the interval on its right. The last knot is outside."""
     grid = torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
     values = reference.basis(torch.tensor([[0.0], [1.0], [2.0], [3.0]], dtype=torch.float64), grid, 0)[:, 0]
     assert values.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]

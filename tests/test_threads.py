@@ -1,4 +1,4 @@
-"""The same bits for 1, 2 and 7 threads, from call to call, and from several Python threads at once."""
+"""Results have the same bits for 1, 2 and 7 threads, in repeated calls and in concurrent Python threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_bits_do_not_depend_on_threads(instruction_set, thread_count, case, dtyp
 
 
 def test_concurrent_calls():
-    """Different problems in four Python threads at once, each as alone."""
+    """Four Python threads that compute different problems at the same time get the same results as one thread."""
     cases = [Case(300, 9, 31, K=K, scaled=True) for K in (1, 2, 3, 7)]
     problems = [(case, make(case, torch.float32)) for case in cases]
     alone = [results(*problem) for problem in problems]
@@ -61,7 +61,7 @@ def test_concurrent_calls():
 
 
 def test_memory_does_not_grow():
-    """A loop of steps of changing sizes keeps no memory from one to the next."""
+    """Memory does not grow in a loop of steps of different sizes."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("the system does not tell a process its memory in /proc/self/status")
@@ -78,4 +78,4 @@ def test_memory_does_not_grow():
     before = kilobytes()
     for k in range(600):
         step(k)
-    assert kilobytes() - before < 32 * 1024  # a step handles some 500 kilobytes
+    assert kilobytes() - before < 32 * 1024  # a step uses about 500 kilobytes

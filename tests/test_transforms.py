@@ -1,4 +1,4 @@
-"""torch.func, vmap, forward mode, torch.compile, opcheck: the layer under every transform gives its plain values."""
+"""The layer gives the same values under torch.func, vmap, forward mode, torch.compile and opcheck."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def close(value, expected):
 
 
 def test_grad_jacobian_hessian(net, t):
-    """Reverse over reverse, forward over reverse, forward alone."""
+    """Reverse over reverse, forward over reverse and forward mode agree with the reference."""
     x = t.x[0]
     for transform in (grad, hessian, jacrev, jacfwd, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacfwd(f))):
         function = transform(lambda v: net(v).square().sum())
@@ -48,7 +48,7 @@ def test_grad_jacobian_hessian(net, t):
 
 
 def test_jvp_in_everything(t):
-    """The tangent of every argument at once."""
+    """The tangents of all arguments, together and one at a time, agree with the reference."""
     primals = (t.x, t.spline_weight, t.base_weight, t.spline_scaler)
     tangents = tuple(torch.randn_like(p) for p in primals)
 
@@ -66,7 +66,7 @@ def test_jvp_in_everything(t):
 
 @pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (None, 2), (0, 0)], ids=str)
 def test_vmap(t, in_dims):
-    """Batched inputs, batched parameters, both, along any dimension."""
+    """vmap of inputs, parameters or both along any dimension equals a loop."""
     x = torch.randn(4, 7, 3, dtype=torch.float64) if in_dims[0] is not None else t.x
     spline_weight = torch.randn(4, *t.spline_weight.shape, dtype=torch.float64) if in_dims[1] is not None else t.spline_weight
     x = x if in_dims[0] is None else x.movedim(0, in_dims[0])
@@ -89,7 +89,7 @@ def test_vmap(t, in_dims):
 
 
 def test_per_sample_gradients(net, t):
-    """vmap(grad) over samples, of the parameters and of the inputs."""
+    """vmap(grad) over samples equals a loop, for gradients of the parameters and of the inputs."""
     parameters = dict(net.named_parameters())
 
     def loss(parameters, x):
@@ -134,7 +134,7 @@ NESTED = {
 
 @pytest.mark.parametrize("order", NESTED)
 def test_nested_forward_mode(net, t, order):
-    """Which a torch.autograd.Function with a jvp gets silently wrong: zeros."""
+    """A torch.autograd.Function with a jvp would silently return zeros here."""
     function = NESTED[order](lambda x: net(x).square().sum())
     value = function(t.x[0])
     assert value.abs().max() > 1e-3
@@ -156,7 +156,7 @@ def test_nested_forward_mode_in_parameters(net, t):
 
 @pytest.mark.filterwarnings("ignore")
 def test_transforms_inside_of_compiled_code(net, t):
-    """On the operators; forward mode on the reference."""
+    """Compiled transforms run on the operators, and compiled forward mode runs on the reference."""
     torch.use_deterministic_algorithms(False)
     parameters = {name: p.detach() for name, p in net.named_parameters()}
     operators = []
@@ -184,14 +184,14 @@ def test_transforms_inside_of_compiled_code(net, t):
 
 
 def test_vmap_of_hessian(net, t):
-    """Two derivatives under a batch."""
+    """vmap of second derivatives equals a loop."""
     value = vmap(hessian(lambda x: net(x).sum()))(t.x)
     for k in range(len(t.x)):
         close(value[k], hessian(lambda x: net(x).sum())(t.x[k]))
 
 
 def test_vmap_over_an_ensemble(net, t):
-    """functional_call with stacked parameters."""
+    """vmap of functional_call with stacked parameters equals the single nets."""
     nets = [kk.KAN([3, 5, 2], dtype=torch.float64) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(nets)
     together = vmap(lambda p, b: functional_call(net, (p, b), (t.x,)))(parameters, buffers)
@@ -200,7 +200,7 @@ def test_vmap_over_an_ensemble(net, t):
 
 
 def test_compile(net):
-    """fullgraph, values and gradients, with another batch size."""
+    """A net compiled with fullgraph gives the eager values and gradients for two batch sizes."""
     torch.use_deterministic_algorithms(False)
     compiled = torch.compile(net, fullgraph=True)
     for rows in (7, 33):
@@ -217,7 +217,7 @@ def test_compile(net):
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_opcheck(weighted):
-    """Schemas, fake tensors, autograd and tracing of the operators."""
+    """opcheck tests the operators' schemas, fake tensors, autograd and tracing."""
     t = make(Case(7, 3, 5, scaled=True, weighted=weighted), torch.float32)
     base = t.base_weight if weighted else None
     torch.library.opcheck(ops.spline_forward, (t.x, t.w, t.spline_weight, t.spline_scaler, t.grid, base, "silu", 1))
@@ -241,7 +241,7 @@ def test_opcheck(weighted):
     )
 
 
-@pytest.mark.filterwarnings("ignore:Attempted to insert")  # linearize
+@pytest.mark.filterwarnings("ignore:Attempted to insert")  # by torch.func.linearize
 def test_batched_tangents_and_gradients(net, t):
     _, tangent = torch.func.linearize(net, t.x)
     directions = torch.randn(4, *t.x.shape, dtype=torch.float64)
@@ -257,7 +257,7 @@ def test_batched_tangents_and_gradients(net, t):
 
 @pytest.mark.parametrize("ord", ["l1", "std"])
 def test_edge_norms(net, t, ord):
-    """A batch, gradients, tangents and second derivatives of norms."""
+    """vmap of norms equals a loop, and their gradients, tangents and second derivatives agree with the reference."""
     layer = net.layers[0]
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
 
@@ -284,7 +284,7 @@ def test_edge_norms(net, t, ord):
 
 
 def test_a_tensor_that_outlived_its_transform(net, t):
-    """What leaks out of torch.func.grad is an ordinary tensor afterwards."""
+    """A tensor that leaks out of torch.func.grad is an ordinary tensor afterwards."""
     leaked = []
     grad(lambda x: (leaked.append(x), net(x).sum())[1])(t.x)
     close(net(leaked[0]), net(t.x))
@@ -292,7 +292,7 @@ def test_a_tensor_that_outlived_its_transform(net, t):
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
 def test_vmap_over_nothing(t, in_dims):
-    """An empty batch gives an empty batch of results, gradients included."""
+    """An empty batch gives an empty batch of results and of gradients."""
     x = torch.zeros(0, *t.x.shape, dtype=torch.float64) if in_dims[0] == 0 else t.x
     spline_weight = torch.zeros(0, *t.spline_weight.shape, dtype=torch.float64) if in_dims[1] == 0 else t.spline_weight
 
@@ -309,7 +309,7 @@ def test_vmap_over_nothing(t, in_dims):
 
 
 def test_forward_mode_without_gradients(t):
-    """A call under no_grad sets up no Function, unless a dual number is under way."""
+    """A call under no_grad does not use an autograd Function, unless an argument is a dual tensor."""
     direction = torch.randn_like(t.x)
     _, expected = jvp(lambda x: kk.kan_linear(x, t.spline_weight, t.grid, t.base_weight), (t.x,), (direction,))
     with torch.no_grad(), forward_ad.dual_level():
@@ -357,7 +357,7 @@ def test_errors_keep_their_types_and_messages(net, way, bad):
 
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_forward_over_reverse_without_levels(net, t, vectorize):
-    """A dual tensor that requires a gradient: the gradient has the tangent."""
+    """The gradient with respect to a dual tensor has a tangent."""
     direction = torch.randn_like(t.x)
 
     def gradient_and_tangent():
@@ -377,7 +377,7 @@ def test_forward_over_reverse_without_levels(net, t, vectorize):
 
 
 def test_tangents_that_do_not_matter(t):
-    """A linear loss's Hessian, and the knots' tangents, are zero."""
+    """The Hessian of a linear loss and the tangents of the knots are zero."""
 
     def linear(spline_weight, base_weight):
         return kk.kan_linear(t.x, spline_weight, t.grid, base_weight).sum()

@@ -1,6 +1,6 @@
-"""What type checkers make of the package: the README's Python and the public API pass, what is wrong is reported.
+"""Type checkers accept the README's Python and the public API, and report wrong uses.
 
-They run outside of the repository, as in a user's project, and find the package where this Python finds it.
+The checkers run outside of the repository, as in a user's project, and find the package where this Python finds it.
 """
 
 import json
@@ -15,7 +15,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
-# "--strict", but for what torch leaves untyped, such as Tensor.backward; and no look into the peers' untyped modules.
+# These options are "--strict", except for functions that torch leaves untyped, such as Tensor.backward. mypy does not follow
+# imports of the peers' untyped modules.
 MYPY = """
 [mypy]
 strict = true
@@ -31,7 +32,7 @@ ignore_missing_imports = true
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project of a user's, with efficient-kan beside it."""
+    """Create a user's project that contains a copy of efficient-kan."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("usage", "misuse"):
         shutil.copy(TESTS / "typing" / f"{name}.py", folder)
@@ -43,12 +44,12 @@ def project(tmp_path_factory):
 
 
 def searched():
-    """Where PYTHONPATH, which type checkers do not read, has this Python look for packages."""
+    """Return the folders of PYTHONPATH, which type checkers do not read."""
     return [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def mypy(project, cache):
-    """(file, line) -> message of every error."""
+    """Return the message of every error by (file, line)."""
     (project / "mypy.ini").write_text(MYPY)
     files = ("readme.py", "usage.py", "misuse.py")
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache.mkdir("mypy")), "--no-error-summary", *files]
@@ -60,7 +61,7 @@ def mypy(project, cache):
 
 
 def pyright(project, cache):
-    """(file, line) -> message of every error."""
+    """Return the message of every error by (file, line)."""
     (project / "pyrightconfig.json").write_text(json.dumps({"extraPaths": searched(), "exclude": ["efficient_kan.py"]}))
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)

@@ -1,7 +1,7 @@
-"""The one rule by which a kernel agrees with the reference.
+"""The rule that decides whether a kernel agrees with the reference.
 
-A kernel's error against the float64 reference is at most twice the same-dtype reference's error, plus eps. Errors are in units
-of the largest sum of |terms| that any element of the results adds up, so that cancellation counts for neither.
+A kernel's error against the float64 reference may be at most twice the error of the reference in the same dtype, plus eps.
+Errors are relative to the largest sum of |terms| of any element of the results, so that cancellation does not affect them.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def largest_error(value: Tensor, exact: Tensor) -> float:
-    """max |value - exact|; infinite where one is finite and the other is not."""
+    """Return max |value - exact|, or infinity if any difference is not finite."""
     assert value.shape == exact.shape, f"shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
     difference = (value.double() - exact).abs()
     if not bool(difference.isfinite().all()):
@@ -20,9 +20,10 @@ def largest_error(value: Tensor, exact: Tensor) -> float:
 
 
 def allowed_error(reference_error: float, reference_dtype: torch.dtype, dtype: torch.dtype) -> float:
-    """Twice the reference's error plus eps.
+    """Return twice the reference's error plus eps.
 
-    A float64 reference cannot judge itself: its error is float32's, scaled, and comes once more for being the judge.
+    For float64, the reference's error is measured in float32 and scaled, because the exact values are themselves computed in
+    float64. It is added once more for the error of the exact values.
     """
     eps = torch.finfo(dtype).eps
     shares = 3 if dtype is torch.float64 else 2
@@ -35,9 +36,9 @@ def assert_twice_rule(
     trials: int,
     what: str,
 ) -> None:
-    """Compare over `trials` random problems: one alone says little about a result of one element.
+    """Compare the largest errors over `trials` random problems, because one problem says little about a result of one element.
 
-    compute(reference_dtype, seed) gives, for every result, (kernel's, same-dtype reference's, exact, scale).
+    compute(reference_dtype, seed) yields (value, value of the reference in the same dtype, exact value, scale) per result.
     """
     reference_dtype = torch.float32 if dtype is torch.float64 else dtype
     worst: dict[int, tuple[float, float, float]] = {}

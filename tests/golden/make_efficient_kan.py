@@ -1,10 +1,10 @@
-"""Write efficient_kan.json: what efficient-kan's layer computes, from its description alone.
+"""Write efficient_kan.json, which contains results of efficient-kan's layer, computed from its description alone.
 
-The arithmetic is numpy's and scipy's, in float64, so that neither torch nor any code of this project decides what is right.
+The script uses only numpy and scipy, in float64, so that the results do not depend on torch or on code of this project.
 
     python make_efficient_kan.py [path of the file to write]
 
-Sizes: N rows, I in_features, O out_features, G grid_size, K spline_order, M = G + K bases per feature.
+The symbols for sizes are N (rows), I (in_features), O (out_features), G (grid_size), K (spline_order) and M = G + K (bases).
 """
 
 import json
@@ -16,12 +16,15 @@ from scipy.interpolate import BSpline
 
 
 def uniform_grid(I, G, K):  # noqa: E741
-    """(I, G+2K+1): arange(-K, G+K+1) h + low over [-1, 1], the same for every feature."""
+    """Return the knots (I, G+2K+1), arange(-K, G+K+1) h + low over [-1, 1]. They are the same for every feature."""
     return np.tile(np.arange(-K, G + K + 1) * (2 / G) - 1, (I, 1))
 
 
 def data_grid(x, G, K, grid_eps, margin):
-    """(I, G+2K+1), the knots of `update_grid`: sorted rows at truncated equidistant places, blended with equidistant knots."""
+    """Return the knots (I, G+2K+1) of `update_grid`.
+
+    They are a weighted mean of sorted rows at truncated equidistant positions and of equidistant knots.
+    """
     rows = np.sort(x, axis=0)
     adaptive = rows[np.linspace(0, len(x) - 1, G + 1).astype(np.int64)]
     step = (rows[-1] - rows[0] + 2 * margin) / G
@@ -32,7 +35,10 @@ def data_grid(x, G, K, grid_eps, margin):
 
 
 def points(rng, grid, K):
-    """(N, I), N = 9: per feature 2 inside, 3 on knots, 2 between the range and the extended ends, 2 beyond; shuffled."""
+    """Return inputs (N, I) with N = 9, shuffled.
+
+    Every feature has 2 inputs in the grid range, 3 on knots, 2 between the range and the outermost knots, and 2 beyond.
+    """
     columns = []
     for i, t in enumerate(grid):
         low, high = t[K], t[-K - 1]
@@ -44,9 +50,9 @@ def points(rng, grid, K):
 
 
 def bases(x, grid, K, derivative=0):
-    """(N, I, M): every basis, or its derivative, on its half-open support t_m <= x < t_{m+K+1}, and 0 elsewhere.
+    """Return the bases or their derivatives (N, I, M). A basis is 0 outside of its half-open support t_m <= x < t_{m+K+1}.
 
-    scipy takes t_j <= x < t_{j+1} too, but closes the last interval of what it evaluates: hence basis by basis.
+    scipy uses t_j <= x < t_{j+1} as well, but it closes the last interval. The function therefore evaluates every basis alone.
     """
     values = np.zeros((*x.shape, grid.shape[1] - K - 1))
     for i, m in np.ndindex(values.shape[1:]):
@@ -58,14 +64,14 @@ def bases(x, grid, K, derivative=0):
 
 
 def regularization_loss(spline_weight, activation, entropy):
-    """activation times the sum of the edges' mean |spline_weight|, entropy times the entropy of their shares in it."""
+    """Return activation times the sum of the edges' mean |spline_weight| plus entropy times the entropy of their shares."""
     edges = np.abs(spline_weight).mean(-1)
     shares = edges / edges.sum()
     return activation * edges.sum() - entropy * (shares * np.log(shares)).sum()
 
 
 def layer(rng, O, G, K, grid, scaled=True):  # noqa: E741
-    """A layer's state, inputs x, outputs y and the gradients of sum(y g)."""
+    """Return a layer's state, inputs x, outputs y and the gradients of sum(y g)."""
     x = points(rng, grid, K)
     g = rng.standard_normal((len(x), O))
     state = {
@@ -83,7 +89,7 @@ def layer(rng, O, G, K, grid, scaled=True):  # noqa: E741
     silu, silu_slope = x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))
     values, slopes = bases(x, grid, K), bases(x, grid, K, derivative=1)
     y = silu @ state["base_weight"].T + np.einsum("nim,oim->no", values, weight)
-    by_weight = np.einsum("no,nim->oim", g, values)  # of the scaled spline weight
+    by_weight = np.einsum("no,nim->oim", g, values)  # the gradient of the scaled spline_weight
     gradients = {
         "x": silu_slope * (g @ state["base_weight"]) + np.einsum("no,nim,oim->ni", g, slopes, weight),
         "base_weight": g.T @ silu,
@@ -98,7 +104,7 @@ def layer(rng, O, G, K, grid, scaled=True):  # noqa: E741
 
 
 def golden():
-    """The file's contents: dicts of numbers and arrays."""
+    """Return the contents of the file as dicts of numbers and arrays."""
     rng = np.random.default_rng(0)
     sample = rng.standard_normal((57, 3))
     layers = {
@@ -112,7 +118,7 @@ def golden():
 
 
 def text(tree, indent=""):
-    """JSON with a line for every array, in which every float is the one that was computed."""
+    """Return JSON with a line for every array. It represents every float exactly."""
     if isinstance(tree, dict):
         lines = [f"{indent} {json.dumps(name)}: {text(value, indent + ' ')}" for name, value in tree.items()]
         return "{\n" + ",\n".join(lines) + "\n" + indent + "}"

@@ -1,6 +1,6 @@
-"""Every configuration that `heuristics.py` can return, compiled for every architecture without a GPU, and its binary read.
+"""Compile every configuration that `heuristics.py` can return for every architecture without a GPU, and read the binaries.
 
-Not under the interpreter: it replaces what the compiler needs.
+These tests do not run under the interpreter, because it replaces objects that the compiler needs.
 """
 
 import re
@@ -32,7 +32,7 @@ TARGETS = {
 }
 SHARED_BYTES = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 TENSOR_MEMORY_COLUMNS = 512
-# (tensors', operands', sums' type) of a mode
+# The types of tensors, operands and sums in every mode.
 TYPES = {
     "fp16x3": ("fp32", "fp16", "fp32"),
     "tf32": ("fp32", "fp32", "fp32"),
@@ -48,7 +48,7 @@ MATRIX_INSTRUCTION = r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b"
 
 @dataclass(frozen=True)
 class Configuration:
-    """A kernel with its constants; the rest of its arguments follow from their names."""
+    """A kernel with its constants. The types of the other arguments follow from their names."""
 
     kernel: object = field(repr=False)
     name: str
@@ -72,7 +72,7 @@ def configuration(kernel, mode: str, tiles: heuristics.Tiles | dict[str, int], *
 def ways(
     found: dict[str, Configuration], target: str, mode: str, K: int, D: int, shapes, kernels=(0, 1, 2), **constants
 ) -> None:
-    """Add the three operators' configurations, in all ways, for shapes (I, O, M)."""
+    """Add the configurations of the three operators for shapes (I, O, M) and all values of WAY."""
     for way, guarded in prepare.ways_of(mode, K, D):
         common = {"K": K, "D": D, "WAY": way, "GUARDED": guarded} | constants
         for I, O, M in shapes:
@@ -88,18 +88,18 @@ def ways(
 
 
 def training_steps(target: str) -> list[Configuration]:
-    """All tiles of the chooser for a step of a layer of cubic splines."""
+    """Return all tiles that `heuristics` chooses for a training step of a layer of cubic splines."""
     found: dict[str, Configuration] = {}
     for mode in TYPES:
         if heuristics.OLD_TRITON and target == "gfx942" and mode == "fp64":
-            continue  # which does not compile: the reference serves it
+            continue  # does not compile; the library uses the reference
         ways(found, target, mode, 3, 0, [(I, O, M) for I in (2, 8, 256) for O in (32, 256) for M in (8, 23)], (0, 2))
         ways(found, target, mode, 3, 1, [(256, 256, 8)], (1,))
     return list(found.values())
 
 
 def other_orders(target: str) -> list[Configuration]:
-    """Every degree, and every order with a weight per input, for a wide layer."""
+    """Return configurations for every degree, and for every order with a weight per input, of a wide layer."""
     found: dict[str, Configuration] = {}
     for K in (0, 1, 2, 4, 5):
         ways(found, target, "fp16x3", K, 0, [(256, 256, 5 + K)], (0, 2))
@@ -111,7 +111,7 @@ def other_orders(target: str) -> list[Configuration]:
 
 
 def small_and_wide(target: str) -> list[Configuration]:
-    """Small layers, and the kernels around the vendor's products."""
+    """Return the kernels of small layers and the kernels that run before and after the vendor's matrix products."""
     found: dict[str, Configuration] = {}
     exact = "ieee" if target == "gfx942" else "tf32x3"
     for mode in (exact, "tf32", "bf16", "fp16", "fp64"):
@@ -150,7 +150,7 @@ def small_and_wide(target: str) -> list[Configuration]:
 
 
 def edges(target: str) -> list[Configuration]:
-    """The norms of edges and their gradients, for few and many outputs."""
+    """Return the kernels of edge norms and their gradients for few and many outputs."""
     found: dict[str, Configuration] = {}
     exact = "ieee" if target == "gfx942" else "tf32x3"
     for mode in (exact, "tf32", "bf16", "fp16", "fp64"):
@@ -166,7 +166,7 @@ def edges(target: str) -> list[Configuration]:
 
 
 def parameter_kernels() -> list[Configuration]:
-    """Tables of knots, packed weights and finished gradients."""
+    """Return the kernels that compute tables of knots, packed weights and final gradients."""
     none = heuristics.Tiles(0, 64, 32, 0, 0, 4)
     has = {"SCALED": True, "HAS_BASE": True}
     needs = {"NEED_SPLINE_WEIGHT": True, "NEED_SPLINE_SCALER": True, "NEED_BASE_WEIGHT": True}
@@ -184,7 +184,10 @@ def parameter_kernels() -> list[Configuration]:
 
 
 def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], dict[tuple[int, ...], list]]:
-    """Argument types, constants, and what is known of the rest: contiguous rows, aligned pointers and even sizes."""
+    """Return the types of the arguments, the constants and the attributes of the other arguments.
+
+    Rows are contiguous, pointers are aligned and sizes are even.
+    """
     tensors, operands, sums = (TYPES | SMALL_TYPES)[one.mode]
     types = dict.fromkeys(("x", "w", "g", "r", "y", "result", "spline_weight", "spline_scaler", "base_weight"), tensors)
     types |= dict.fromkeys(("grid", "spline_weight_gradient", "spline_scaler_gradient", "base_weight_gradient"), tensors)
@@ -208,13 +211,13 @@ def signature(one: Configuration) -> tuple[dict[str, str], dict[str, object], di
 
 
 def compile_for(one: Configuration, target: str, ones: tuple[str, ...] = ()):
-    """ones: arguments that are 1, which Triton makes constants of."""
+    """Compile a configuration. `ones` names the arguments that are 1, which Triton turns into constants."""
     types, constants, attributes = signature(one)
     for name in set(ones) & set(types):
         types[name], constants[name] = "constexpr", 1
         attributes.pop((one.kernel.arg_names.index(name),), None)
     if TARGETS[target].backend == "hip" and "STAGES" in constants:
-        constants |= {"STAGES": 1}  # as `Tiles.options` has it
+        constants |= {"STAGES": 1}  # as in `Tiles.options`
     source = ASTSource(one.kernel, types, constants, attributes)
     options = {"num_warps": one.num_warps, "enable_fp_fusion": True}
     with warnings.catch_warnings():
@@ -223,7 +226,7 @@ def compile_for(one: Configuration, target: str, ones: tuple[str, ...] = ()):
 
 
 def read_nvidia(kernel, tmp_path: Path) -> dict[str, int]:
-    """Registers, spills and matrix instructions of the binary; without a stack there is nothing to spill to."""
+    """Return the registers, spills and matrix instructions of the binary. A kernel without a stack has no spills."""
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
     shown = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], capture_output=True, text=True, check=True)
@@ -248,9 +251,10 @@ def read_amd(kernel) -> dict[str, int]:
     }
 
 
-# Spilled loads and stores that are put up with. All but the second: ptxas keeps to so few registers that another block fits
-# the multiprocessor, and spills a few; told not to (maxnreg=255) it spills none, takes up to twice the registers and loses
-# that block. The second has all 255; half the rows have no spills and read the weights twice as often.
+# The numbers of spilled loads and stores that the tests accept. In all but the second configuration, ptxas uses so few
+# registers that another block fits on the multiprocessor, and it spills a few. With maxnreg=255 it spills none, but it uses up
+# to twice the registers, and the other block does not fit. The second configuration uses all 255 registers. With half the rows
+# it has no spills, but it reads the weights twice as often.
 SPILLS = {
     ("sm_80", "forward-fp16x3-K3-SLICES8-BO128-BI16-MC1-D0-WAYadaptive"): 5,
     ("sm_100", "forward-fp16x3-K3-SLICES0-BO64-BI2-MC8-D0-WAYadaptive"): 5,
@@ -266,7 +270,7 @@ SPILLS = {
     ("sm_100", "forward-fp16-K3-SLICES0-BO32-BI2-MC8-D0-WAYadaptive"): 3,
     ("sm_100", "backward_weight-fp16-K3-BO128-BI16-MC8-D0-WAYadaptive"): 7,
     ("sm_100", "backward_weight-fp16x3-K3-BO64-BI16-MC8-D0-WAYadaptive"): 13,
-    # ptxas's choice of registers again: none with maxnreg=255.
+    # ptxas limits the registers here as well. There are no spills with maxnreg=255.
     ("sm_100", "edge_l1-bf16-K3-BO32-MC16-WAYadaptive"): 5,
     ("sm_100", "edge_l1-fp16-K3-BO32-MC16-WAYadaptive"): 5,
     ("sm_100", "edge_l1-tf32-K3-BO32-MC16-WAYadaptive"): 8,
@@ -292,7 +296,7 @@ SPILLS = {
     ("sm_100", "forward-tf32-K3-SLICES8-BO32-BI16-MC1-D0-WAYadaptive"): 13,
     ("sm_100", "edge_l1_backward_input-tf32-K3-BO32-MC16-WAYadaptive"): 13,
 }
-# For the same reasons, by an older ptxas.
+# An older ptxas spills in these configurations for the same reasons.
 SPILLS_OF_TRITON_36 = {
     ("sm_90", "backward_weight-tf32-K3-BO32-BI16-MC8-D0-WAYdirect"): 4,
     ("sm_90", "forward-fp64-K3-SLICES0-BO32-BI8-MC8-D0-WAYadaptive"): 6,
@@ -323,10 +327,10 @@ SPILLS_OF_TRITON_36 = {
 }
 if heuristics.OLD_TRITON:
     SPILLS |= SPILLS_OF_TRITON_36
-# The time of a small problem is that of its launches.
+# Launches dominate the time of a small problem.
 DIRECT_SPILLS = 20
-# Hopper's tiles were chosen by their time on an H200. They spill with some degrees and orders. Tiles without spills were
-# slower, with Triton 3.6, which was timed; Triton 3.9 spills up to twice as much in backward_weight.
+# The tiles for Hopper were chosen by their time on an H200 with Triton 3.6. They spill for some degrees and orders, but tiles
+# without spills were slower. Triton 3.9 spills up to twice as much in backward_weight.
 TIMED_SPILLS = {
     ("forward", "fp16x3"): 22,
     ("backward_input", "fp16x3"): 115,
@@ -339,13 +343,13 @@ TIMED_SPILLS = {
 
 
 def fills_a_warpgroup(one: Configuration) -> bool:
-    """Whether the products have the 64 rows that Hopper's take, of types they take."""
+    """Return whether the products have the 64 rows and the types that Hopper's instructions need."""
     rows = {"forward": "BN", "backward_input": "BN", "backward_weight": "BO", "product": "BR"}.get(one.name)
     return rows is not None and dict(one.constants)[rows] >= 64 and one.mode != "fp64"
 
 
 def without_tensor_cores(target: str, one: Configuration) -> bool:
-    """An old Triton multiplies float64 on Blackwell by plain instructions."""
+    """Return whether an old Triton multiplies float64 on Blackwell without tensor cores."""
     return heuristics.OLD_TRITON and target == "sm_100" and one.mode == "fp64"
 
 
@@ -375,7 +379,7 @@ def test_small_and_wide_layers(target, one, tmp_path):
     check(target, one, tmp_path, products=one.name.startswith(("direct", "product")))
 
 
-# Of an old Triton a part, for time.
+# With an old Triton, the tests compile only a part to save time.
 EDGE_TARGETS = ("sm_90", "gfx942") if heuristics.OLD_TRITON else tuple(TARGETS)
 
 
@@ -392,10 +396,10 @@ def test_kernels_of_a_parameters_size(target, one, tmp_path):
 
 @pytest.mark.parametrize("ones", [("I",), ("O",), ("I", "O")], ids=str)
 def test_sizes_of_one(ones):
-    """Every kernel takes constants for its sizes."""
+    """Every kernel compiles with constants for its sizes."""
     kernels: dict[object, Configuration] = {}
     for one in training_steps("sm_90") + small_and_wide("sm_90") + edges("sm_90") + parameter_kernels():
-        if one.kernel is not forward_kernel or not dict(one.constants)["SLICES"]:  # which takes 16 features or more
+        if one.kernel is not forward_kernel or not dict(one.constants)["SLICES"]:  # SLICES needs 16 features
             kernels.setdefault(one.kernel, one)
     assert len(kernels) == 17
     for one in kernels.values():

@@ -1,4 +1,4 @@
-"""The kernels for the norms of edges, like those of `test_kernels.py`: on a GPU where there is one, else interpreted."""
+"""Tests of the kernels for edge norms, on a GPU or in Triton's interpreter as in test_kernels.py."""
 
 import dataclasses
 
@@ -19,11 +19,11 @@ from kan_kernels.triton import heuristics
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # masked rows overflow in the interpreter's numpy
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of numpy by Triton 3.6's interpreter
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Triton 3.6's interpreter uses deprecated numpy
 ]
 
-IN_PARTS = Case(450, 1, 5, scaled=True)  # the sum over rows
-# A program's tiles are 64 rows (32 in float64), 32 or more outputs, 16 bases and the base.
+IN_PARTS = Case(450, 1, 5, scaled=True)  # the sum over rows has several parts
+# The tiles of a program have 64 rows (32 in float64), 32 or more outputs, 16 bases and the base activation.
 EDGES = [
     Case(1, 1, 1),
     Case(7, 1, 63, knots="adaptive", scaled=True),
@@ -31,7 +31,7 @@ EDGES = [
     Case(129, 2, 7, layout="strided", scaled=True),
     Case(70, 1, 129, K=2, knots="adaptive"),
     Case(63, 2, 5, G=20, base="identity", scaled=True),
-    Case(70, 2, 5, G=11, K=4),  # 16 bases: only the base is in the second slice of columns
+    Case(70, 2, 5, G=12, K=4),  # 16 bases: the second slice of columns contains only the base
     Case(65, 3, 5, G=4, K=0, knots="adaptive", scaled=True),
     Case(63, 1, 3, G=30, K=5),
     Case(63, 1, 3, G=3, K=6, base=None),
@@ -41,7 +41,10 @@ EDGES = [
 
 
 def away_from_zero(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
-    """The case with edges of one sign each and no phi near 0, whose sign rounding would decide. r is its g[:I] transposed."""
+    """Return a problem in which every edge has one sign and no phi is close to 0, where rounding would decide the sign.
+
+    The tensor g of the result is the transpose of g[:I], (O, I), and is used as r.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = dataclasses.replace(case, N=max(case.N, case.I), layout="contiguous")
     t = make(rows, dtype, seed).to(torch.float64)
@@ -76,7 +79,7 @@ OPERATORS = (norms, gradients)
 
 
 def scales(operator, t: Tensors, case: Case):
-    """What the results' terms add up to before they cancel."""
+    """Return the sums of |terms| of the results, without cancellation."""
     positive = Tensors(**{k: v if v is None or k in ("x", "grid") else v.abs() for k, v in vars(t).items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(edges, "basis", lambda *a: reference.basis(*a).abs())
@@ -85,14 +88,14 @@ def scales(operator, t: Tensors, case: Case):
 
 
 def with_dtypes() -> list:
-    """Every case in float32, every other one in each of the other types."""
+    """Return every case in float32 and every second case in each of the other dtypes."""
     some = {torch.float64: EDGES[::2], torch.float32: EDGES, torch.bfloat16: EDGES[1::2], torch.float16: EDGES[::2]}
     return [pytest.param(case, dtype, id=f"{case}-{str(dtype)[6:]}") for dtype in DTYPES for case in some[dtype]]
 
 
 @pytest.mark.parametrize(("case", "dtype"), with_dtypes())
 def test_norms_and_gradients(case, dtype):
-    """The twice-rule, as for the operators of layers."""
+    """Norms and gradients satisfy `assert_twice_rule`, like the operators of layers."""
 
     def compute(reference_dtype, seed):
         t, other = away_from_zero(case, dtype, seed), away_from_zero(case, reference_dtype, seed)
@@ -113,7 +116,7 @@ def test_norms_and_gradients(case, dtype):
 @pytest.mark.parametrize("case", [Case(130, 3, 33, scaled=True), Case(70, 2, 5, G=20, K=2, knots="adaptive")], ids=str)
 @pytest.mark.parametrize(("precision", "bits"), [("high", 10), ("medium", 7)])
 def test_precision_is_torchs_choice(case, precision, bits):
-    """Operands of 10 and 7 explicit bits: errors of that size, and not of a smaller one."""
+    """Operands with 10 and 7 explicit bits of mantissa cause errors of that size, and not smaller ones."""
     before = torch.get_float32_matmul_precision()
     t = away_from_zero(case, torch.float32)
     torch.set_float32_matmul_precision(precision)
@@ -130,7 +133,7 @@ def test_precision_is_torchs_choice(case, precision, bits):
 
 @pytest.mark.parametrize("case", [Case(129, 2, 3), Case(70, 1, 5, G=20, knots="adaptive")], ids=str)
 def test_signs_of_any_functions(case):
-    """Functions that cross 0: in float64 no sign is left to rounding."""
+    """The signs of functions that cross 0 agree with the reference in float64, where rounding does not change them."""
     t = make(dataclasses.replace(case, points="inside"), torch.float64)
     t.g = t.g[: case.I].t()
     for operator in OPERATORS:
@@ -139,7 +142,7 @@ def test_signs_of_any_functions(case):
 
 
 def test_zero_has_no_sign():
-    """Edges that are 0 everywhere have gradient 0, as torch's sign says."""
+    """Edges that are 0 everywhere have gradient 0, as with torch.sign."""
     case = Case(70, 3, 5)
     t = away_from_zero(case, torch.float32)
     t.spline_weight[:, 1], t.base_weight[:, 1] = 0, 0
@@ -171,7 +174,7 @@ def test_no_rows():
 
 
 def test_only_what_is_needed():
-    """A gradient that is not asked for comes back empty, and leaves the others' bits alone."""
+    """A gradient that is not needed is empty and does not change the bits of the others."""
     case = Case(63, 2, 5, scaled=True)
     t = away_from_zero(case, torch.float32)
     everything = triton_operators.edge_l1_backward(*arguments(t, case), t.g, True, True, True, True)
@@ -185,7 +188,7 @@ def test_only_what_is_needed():
 @pytest.mark.parametrize("N", [63, 0])
 @pytest.mark.parametrize("layout", ["contiguous", "in_first"])
 def test_gradients_lie_in_memory_as_the_weights(layout, N):
-    """Also those that the reference computes, without rows."""
+    """The gradients have the memory layout of the weights. The reference computes those of a batch without rows."""
     case = Case(63, 2, 5, scaled=True)
     t = with_weights_laid_out(away_from_zero(case, torch.float32), layout)
     t.x = t.x[:N]
@@ -196,7 +199,7 @@ def test_gradients_lie_in_memory_as_the_weights(layout, N):
 
 
 def test_the_gradient_of_a_base_that_is_not_there():
-    """As the reference: what is asked for is given."""
+    """The gradient of base_weight is computed if it is needed, even without a base_weight, as in the reference."""
     case = Case(63, 2, 5, base=None)
     t = away_from_zero(case, torch.float64)
     value, exact = (
@@ -207,7 +210,7 @@ def test_the_gradient_of_a_base_that_is_not_there():
 
 
 def test_features_in_several_launches(monkeypatch):
-    """Partial sums of few features at a time, where all would not fit the scratch."""
+    """Several launches compute partial sums of a few features each if all of them do not fit the scratch memory."""
     case = Case(70, 3, 7, scaled=True)
     t = away_from_zero(case, torch.float32)
     together = gradients(triton_operators, t, case)
@@ -217,7 +220,7 @@ def test_features_in_several_launches(monkeypatch):
 
 
 def test_same_bits_every_time():
-    """Sums in parts have one order."""
+    """Sums that are split into parts have a fixed order."""
     assert heuristics.edge_split("tf32x3", IN_PARTS.N, IN_PARTS.I, IN_PARTS.O, IN_PARTS.M + 1)[1] > 1
     t = away_from_zero(IN_PARTS, torch.float32)
     for operator in OPERATORS:
@@ -227,8 +230,8 @@ def test_same_bits_every_time():
 
 @pytest.mark.parametrize("name", ["x", "spline_weight", "spline_scaler", "grid", "base_weight", "g"])
 def test_offsets_beyond_32_bits(name):
-    """Elements more than 2^31 apart."""
-    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    """The elements of an operand may be more than 2^31 apart."""
+    torch.use_deterministic_algorithms(False)  # filling with NaN would write all 4 GB, which are only reserved
     case = Case(3, 2, 2, K=2, G=2, scaled=True)
     t = away_from_zero(case, torch.bfloat16).on(DEVICE)
     values = getattr(t, name)
@@ -243,7 +246,7 @@ def test_offsets_beyond_32_bits(name):
 
 
 def test_nothing_of_the_edges_size_in_memory():
-    """What is allocated is of the size of inputs and parameters, not of (N, I, O) or (N, I, M)."""
+    """No allocation is larger than the inputs and parameters. There is no tensor of shape (N, I, O) or (N, I, M)."""
     case = Case(60, 8, 4)
     t = away_from_zero(case, torch.float32).on(DEVICE)
     for operator in OPERATORS:
@@ -269,7 +272,7 @@ def moments_gradient(module, t: Tensors, case: Case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", MOMENTS, ids=str)
 def test_moments(monkeypatch, case, dtype, operator):
-    """The reference, on a part of the rows at a time."""
+    """The moments equal the reference's if the rows are processed in parts."""
     t = make(case, dtype)
     (exact,) = operator(reference, t, case)
     bases = 8 * case.N * t.grid.numel()

@@ -1,4 +1,4 @@
-"""The Triton kernels: on a GPU where there is one, else (TRITON_INTERPRET=1) the same code in Triton's interpreter."""
+"""Tests of the Triton kernels, on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter."""
 
 import dataclasses
 import os
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(
 needs_gpu = pytest.mark.skipif(INTERPRETED, reason=NO_GPU)
 
 SMALL = [case for case in COMMON_CASES + PYKAN_CASES if case.N <= 300]
-# A program's tiles are 32 to 128 rows and 16 to 128 outputs, features or columns: sizes around them, and sums in parts.
+# The tiles of a program have 32 to 128 rows and 16 to 128 outputs, features or columns. These sizes are close to multiples of
+# them, and some sums have several parts.
 LARGER = [
     Case(130, 17, 65, K=2),
     Case(70, 33, 33, knots="adaptive", scaled=True),
@@ -40,7 +41,7 @@ CHOSEN = LARGER + SMALL
 
 
 class Triton:
-    """The operators, called with tensors of the CPU."""
+    """The operators of the Triton backend, which accept and return CPU tensors."""
 
     def __getattr__(self, name):
         def operator(*arguments):
@@ -56,14 +57,14 @@ triton_operators = Triton()
 
 @pytest.fixture(autouse=True)
 def numpy_computes_quietly(recwarn):
-    """Masked rows and infinities overflow in the interpreter's numpy, as they do in silence on a GPU."""
+    """Ignore warnings of the interpreter's numpy: masked rows and infinities overflow in it. A GPU emits no warnings."""
     import warnings
 
     warnings.simplefilter("ignore", RuntimeWarning)
 
 
 def use_regime(monkeypatch, name: str) -> None:
-    """Use a regime wherever it is available."""
+    """Use a regime for every call that supports it."""
 
     def regime(*arguments):
         operator, mode, _, _, _, K, _, D, weighted = arguments
@@ -86,12 +87,15 @@ def trials(case: Case) -> int:
 
 
 def operators(order: int):
-    """Two at once are one kernel, or the two kernels of the others."""
+    """Return the operators of an order. `backward` has its own kernel or calls the kernels of the two others."""
     return OPERATORS if order == 0 else OPERATORS[:3]
 
 
 def some(every: dict[int, int]) -> list[tuple[Case, int]]:
-    """Pairs of a case and an order: of each order every so many-th case, on a GPU fewer, since each compiles its kernels."""
+    """Return pairs of a case and an order. `every` maps an order to the step between its cases.
+
+    On a GPU there are fewer pairs, because every case compiles its kernels.
+    """
     stride = 1 if INTERPRETED else 6
     return [(case, order) for order, step in every.items() for case in CHOSEN[:: step * stride]]
 
@@ -99,7 +103,7 @@ def some(every: dict[int, int]) -> list[tuple[Case, int]]:
 @in_both_regimes
 @pytest.mark.parametrize(("case", "order"), some({0: 1, 1: 4, 2: 6, 3: 6, 4: 9}), ids=str)
 def test_float32(case, order, regime):
-    """As accurate as float32's own products, every operator, every order."""
+    """Every operator is as accurate in every order as float32 matrix products."""
     for operator in operators(order):
         compare(operator, case, torch.float32, order, triton_operators, trials(case))
 
@@ -118,7 +122,7 @@ def test_other_dtypes(case, dtype, order, regime):
 )
 @pytest.mark.parametrize(("precision", "bits"), [("high", 10), ("medium", 7)])
 def test_precision_is_torchs_choice(case, precision, bits, regime):
-    """Operands of 10 and 7 explicit bits: errors of that size, and not of a smaller one."""
+    """Operands with 10 and 7 explicit bits of mantissa cause errors of that size, and not smaller ones."""
     before = torch.get_float32_matmul_precision()
     t = make(case, torch.float32)
     torch.set_float32_matmul_precision(precision)
@@ -137,20 +141,23 @@ def test_precision_is_torchs_choice(case, precision, bits, regime):
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e25])
 @pytest.mark.parametrize("what", ["x", "w", "spline_weight", "base_weight", "g"])
 def test_operands_of_any_size(what, factor, regime):
-    """float16 holds neither 1e12 nor 1e-12: the operands are scaled. Twice-rule, also with one row of another size."""
+    """The kernels scale operands, because float16 cannot represent 1e12 or 1e-12.
+
+    The results satisfy `assert_twice_rule`, also if the rows have different magnitudes.
+    """
     case = Case(70, 17, 9, weighted=True)
 
     def compute(reference_dtype, seed):
         t = make(case, torch.float32, seed)
         scaled = getattr(t, what).clone()
-        (scaled.transpose(0, 1) if "weight" in what else scaled)[::2] *= factor  # features of weights
+        (scaled.transpose(0, 1) if "weight" in what else scaled)[::2] *= factor  # features of weights, or rows
         t = dataclasses.replace(t, **{what: scaled})
         for operator in OPERATORS[:3]:
             values = operator(triton_operators, t, case, 0)
             exact = operator(reference, t.to(torch.float64), case, 0)
             other = operator(reference, t, case, 0)
             for value, truth, rounded in zip(values, exact, other, strict=True):
-                # float32 itself ends at 3e38
+                # float32 overflows at 3e38
                 finite = torch.where(rounded.isfinite(), 1.0, 0.0)
                 yield value.nan_to_num() * finite, rounded.nan_to_num() * finite, truth * finite, truth
 
@@ -161,7 +168,10 @@ def test_operands_of_any_size(what, factor, regime):
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize(("first", "distance"), [(100.0, 0.2), (20000.0, 0.2), (2.0**20, 1 / 16), (738000.0, 5.0)])
 def test_knots_far_from_zero(first, distance, precision, regime):
-    """Rounded knots there are not equidistant, and exact ones must not lose their inputs' place to cancellation."""
+    """Knots far from zero may not be equidistant after rounding.
+
+    If they are exactly equidistant, cancellation must not change the positions of the inputs.
+    """
     case = Case(40, 3, 5, base=None)
     t = make(case, torch.float32)
     t.grid = (first + distance * torch.arange(12, dtype=torch.float64)).float().expand(3, -1)
@@ -179,7 +189,7 @@ def test_knots_far_from_zero(first, distance, precision, regime):
 
 
 def test_one_far_input_leaves_the_others_alone():
-    """SiLU is 0 there."""
+    """An input far below the knots, where SiLU is 0, does not change the accuracy of the other results."""
     case = Case(40, 3, 5)
     t = make(case, torch.float32)
     t.x[:, 0] = -1e12
@@ -201,7 +211,7 @@ def test_an_infinite_weight_leaves_other_outputs_alone():
 
 
 def test_torchs_newer_precision_setting():
-    """Once it was used, torch refuses to tell the older one."""
+    """After the newer setting was used, torch raises an error if the older one is read."""
     code = """
 import torch
 from kan_kernels.triton.prepare import mode_of
@@ -225,7 +235,7 @@ WIDE = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_wide(monkeypatch, case, dtype, order):
-    """The regime of large problems, in several parts."""
+    """The regime of large problems computes in several parts."""
     use_regime(monkeypatch, "wide")
     monkeypatch.setattr(heuristics, "WIDE_SCRATCH_BYTES", 60_000)
     for operator in OPERATORS:
@@ -233,7 +243,7 @@ def test_wide(monkeypatch, case, dtype, order):
 
 
 def with_weights_laid_out(t: Tensors, layout: str) -> Tensors:
-    """The same values, the weights "contiguous" or "in_first" in memory, as pykan keeps its own."""
+    """Return the same values with weights that are "contiguous" or, as in pykan, "in_first" in memory."""
     names = ("spline_weight", "spline_scaler", "base_weight")
     if layout == "in_first":
         moved = {name: getattr(t, name).transpose(0, 1).contiguous().transpose(0, 1) for name in names}
@@ -245,7 +255,10 @@ def with_weights_laid_out(t: Tensors, layout: str) -> Tensors:
 @pytest.mark.parametrize(("N", "order"), [(70, 0), (70, 6), (0, 0)], ids=str)
 @pytest.mark.parametrize("name", ["direct", "fused", "wide"])
 def test_gradients_lie_in_memory_as_the_weights(monkeypatch, name, N, order):
-    """In every regime, from the reference (order 6) and without rows; the values are the same for both layouts."""
+    """The gradients have the memory layout of the weights in every regime, from the reference (order 6) and without rows.
+
+    Their values are the same for both layouts.
+    """
     case = Case(N, 3, 5, scaled=True)
     dtype = torch.bfloat16 if name == "wide" else torch.float32
     use_regime(monkeypatch, name)
@@ -261,7 +274,7 @@ def test_gradients_lie_in_memory_as_the_weights(monkeypatch, name, N, order):
 
 
 def test_the_regimes():
-    """The figures of `heuristics.prefers_wide`'s docstring."""
+    """The choices agree with the numbers in the docstring of `heuristics.prefers_wide`."""
 
     def chosen(operator: str, mode: str, N: int, I: int, O: int) -> str:
         return heuristics.regime(operator, mode, N, I, O, 3, 8, 0, False)
@@ -285,7 +298,7 @@ def test_the_regimes():
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
 def test_a_layers_own_knots_are_equidistant(dtype):
-    """The default layer's knots, rounded to its type, take the way for equidistant knots in a training step."""
+    """A training step treats the default layer's knots, rounded to its dtype, as equidistant."""
     layer = kk.KANLinear(3, 2, dtype=dtype).to(DEVICE)
     mode = prepare.mode_of(dtype)
     orders = (0,) if dtype is torch.float16 else (0, 1)
@@ -310,7 +323,7 @@ def test_a_layers_own_knots_are_equidistant(dtype):
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_gradients(case, derivatives, dtype):
-    """Of `kan_linear`, once and twice, against the float64 reference under autograd."""
+    """First and second derivatives of `kan_linear` agree with autograd of the float64 reference."""
     t = make(case, dtype)
     exact = derivatives(t.to(torch.float64), case, False)
     on_device = t.on(DEVICE)
@@ -320,13 +333,13 @@ def test_gradients(case, derivatives, dtype):
         other = derivatives(t, case, False)
     for value, truth, rounded in zip(values, exact, other, strict=True):
         scale = truth.abs().max()
-        # The reference has no error against itself. float64 has up to 2.2 eps on an H200.
+        # In float64, the reference has no error against itself, and the kernels have up to 2.2 eps on an H200.
         allowed = 2 * (rounded - truth).abs().max() / scale + 8 * torch.finfo(dtype).eps
         assert (value.cpu() - truth).abs().max() / scale <= allowed
 
 
 def test_a_loss_on_second_derivatives_trains():
-    """Three nested levels, and the parameters' gradients."""
+    """The parameters' gradients through three nested levels of autograd equal the reference's."""
     torch.manual_seed(0)
     net = kk.KAN([1, 3, 1], dtype=torch.float64).to(DEVICE)
 
@@ -390,7 +403,7 @@ def test_only_its_own_row_is_lost(bad, regime):
     ids=str,
 )
 def test_any_knots_are_safe(knots):
-    """Knots are not checked on every call: whatever they hold, nothing is read out of range."""
+    """Not every call checks the knots, but no values of the knots cause reads out of range."""
     case = Case(37, 3, 5)
     t = make(case, torch.float32)
     for k, value in enumerate(VALUES):
@@ -404,7 +417,7 @@ def test_any_knots_are_safe(knots):
 @in_both_regimes
 @pytest.mark.parametrize("case", LARGER[2:], ids=str)
 def test_same_bits_every_time(case, regime):
-    """Sums in parts have one order."""
+    """Sums that are split into parts have a fixed order."""
     t = make(case, torch.float32)
     for operator in OPERATORS:
         first, second = (operator(triton_operators, t, case, 0) for _ in range(2))
@@ -413,11 +426,14 @@ def test_same_bits_every_time(case, regime):
 
 @pytest.mark.parametrize("name", ["x", "w", "spline_weight", "spline_scaler", "base_weight", "g"])
 def test_offsets_beyond_32_bits(monkeypatch, name):
-    """Elements more than 2^31 apart. "direct" refuses such weights; its sums are ordered in another way."""
+    """The elements of an operand may be more than 2^31 apart.
+
+    "direct" does not support such weights, and it adds terms in another order.
+    """
     if name in ("spline_weight", "spline_scaler"):
         assert not direct.is_addressable(torch.empty_strided((2, 1, 1), (2**31, 1, 1), device="meta"), None)
         use_regime(monkeypatch, "fused")
-    torch.use_deterministic_algorithms(False)  # poisoning would touch all of the 4 GB that are only reserved here
+    torch.use_deterministic_algorithms(False)  # filling with NaN would write all 4 GB, which are only reserved
     case = Case(3, 2, 2, K=2, G=2, weighted=True, scaled=True)
     t = make(case, torch.bfloat16)
     values = getattr(t, name)
@@ -434,7 +450,7 @@ def test_offsets_beyond_32_bits(monkeypatch, name):
 
 
 def test_nothing_of_the_bases_size_in_memory():
-    """Not in any operator: what is allocated is of the size of inputs, outputs and parameters."""
+    """No operator makes an allocation larger than the inputs, outputs and parameters."""
     case = Case(700, 16, 8, weighted=True)
     t = make(case, torch.float32)
     on_device = t.on(DEVICE)
@@ -445,7 +461,7 @@ def test_nothing_of_the_bases_size_in_memory():
 
 
 def test_beyond_the_activations_derivatives(caplog):
-    """A visible fallback, with the reference's numbers."""
+    """Higher orders fall back to the reference, and `info()` lists the fallback."""
     case = Case(9, 3, 5)
     t = make(case, torch.float64)
     for operator in OPERATORS[:3]:
@@ -490,7 +506,7 @@ def test_a_model_on_the_gpu_runs_there_by_default():
 @needs_gpu
 @pytest.mark.parametrize("shape", [(65, 3, 5), (300, 40, 70)], ids=str)
 def test_a_training_step_in_a_cuda_graph(shape):
-    """No step waits for the device, or a capture would fail."""
+    """A training step does not synchronize with the device. Otherwise the capture would fail."""
     N, I, O = shape
     layer = kk.KANLinear(I, O).cuda()
     x = torch.rand(N, I, device="cuda", requires_grad=True)
@@ -515,7 +531,7 @@ def test_a_training_step_in_a_cuda_graph(shape):
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_the_second_gpu():
-    """Kernels run where the tensors are, whatever device is current."""
+    """Kernels run on the device of the tensors for any current device."""
     layer = kk.KANLinear(5, 7).to("cuda:1")
     x = torch.rand(9, 5, device="cuda:1")
     with torch.cuda.device(0):
@@ -525,7 +541,7 @@ def test_the_second_gpu():
 
 
 def test_small_layers_take_one_launch(monkeypatch):
-    """`spline_backward` of a small layer does not fall apart into two operators."""
+    """`spline_backward` of a small layer does not call the two single operators."""
     module = sys.modules["kan_kernels.triton.backward"]
     monkeypatch.setattr(module, "spline_backward_weight", None)
     monkeypatch.setattr(module, "spline_backward_input", None)
@@ -536,14 +552,14 @@ def test_small_layers_take_one_launch(monkeypatch):
 @in_both_regimes
 @pytest.mark.parametrize("K", [5, 6, 7])
 def test_float64_of_high_degrees(K, regime):
-    """Triton 3.6 compiles some tiles of this to wrong sums."""
+    """Triton 3.6 miscompiles some tiles for these degrees, and their sums are wrong."""
     for operator in OPERATORS:
         compare(operator, Case(65, 3, 5, G=4, K=K, scaled=True), torch.float64, 0, triton_operators, 1)
 
 
 @pytest.mark.parametrize("name", ["direct", "fused", "wide"])
 def test_an_expanded_gradient(monkeypatch, name):
-    """The gradient of a sum has strides of 0: the results are those of its copy."""
+    """The gradient of a sum has strides of 0. The results equal those of a contiguous copy."""
     use_regime(monkeypatch, name)
     case = Case(70, 17, 9)
     t = make(case, torch.float32).on(DEVICE)

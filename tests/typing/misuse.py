@@ -1,4 +1,4 @@
-"""What type checkers are to report: a line that ends in `# error` is one, every other line is none. Nothing here is run."""
+"""Type checkers must report every line that ends in `# error` and no other line. This file is not executed."""
 
 import torch
 

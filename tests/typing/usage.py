@@ -1,4 +1,4 @@
-"""The public API as a user's code calls it, for type checkers: every `assert_type` is a promise. Nothing here is run."""
+"""Calls of the public API in user code. Type checkers verify every `assert_type`. This file is not executed."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from kan_kernels import AttributionScores, Edge, Info, PruneResult
 
 
 class Peer(nn.Module):
-    """A model of the user's with an attribute of its own."""
+    """A user's model with an additional attribute."""
 
     depth: int = 2
 
 
 class Net(kk.KAN):
-    """A subclass."""
+    """A subclass of `KAN`."""
 
 
 def layers() -> None:
