@@ -9,6 +9,7 @@ import torch
 import kan_kernels as kk
 
 LIMITS = ("KAN_KERNELS_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+OF_BASELINE = ("baseline", "default", "SSE4_2", "SSE41")  # their values for the baseline; otherwise they have one name
 
 
 def limit_to(instruction_set: str | None) -> None:
@@ -16,10 +17,11 @@ def limit_to(instruction_set: str | None) -> None:
 
     The restart is necessary because libraries read the variables in `LIMITS` once.
     """
-    if instruction_set is None or all(os.environ.get(v, "").lower() == instruction_set for v in LIMITS):
+    if instruction_set is None or os.environ.get(LIMITS[0], "").lower() == instruction_set:
         return
     name = instruction_set.lower()
-    limits = dict(zip(LIMITS, (name, name, name.upper(), name.upper()), strict=True))
+    values = OF_BASELINE if name == "baseline" else (name, name, name.upper(), name.upper())
+    limits = dict(zip(LIMITS, values, strict=True))
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
 
 
@@ -30,8 +32,9 @@ def describe() -> dict[str, str | int | None]:
     kan_kernels, torch's own kernels, MKL and oneDNN; a fair comparison limits all of them.
     """
     info = kk.info()
-    limits = sorted({os.environ[variable].lower() for variable in LIMITS if variable in os.environ})
-    if limits and not all(variable in os.environ for variable in LIMITS):
+    given = [os.environ[variable].lower() for variable in LIMITS if variable in os.environ]
+    limits = ["baseline"] if given == [value.lower() for value in OF_BASELINE] else sorted(set(given))
+    if given and len(given) < len(LIMITS):
         raise SystemExit(f"An instruction set is limited for some libraries alone: set all of {', '.join(LIMITS)} or none.")
     return {
         "cpu": info.processor + f" limited to {' and '.join(limits)}" * bool(limits),

@@ -377,7 +377,10 @@ BLOCKS = (
         for instruction_set in SETS
         for threads in (2, 1)
     ),
-    *(Block(f"stages-{isa}", ROOT / "bench" / "README.md", f"cpu-stages-{isa}", ("case", "stage"), stages) for isa in SETS),
+    *(
+        Block(f"stages-{isa}", ROOT / "bench" / "README.md", f"cpu-stages-{isa}", ("case", "stage"), stages)
+        for isa in ("baseline", *SETS)
+    ),
     Block("gpu", ROOT / "bench" / "README.md", "gpu", ("case", "precision", "mode", "provider"), gpu, gpu_footnote),
 )
 

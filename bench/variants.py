@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from baselines import build
 from cases import BENCH_CASES, Case, make
 from machine import describe
 from records import RESULTS, Record, append
@@ -117,6 +118,12 @@ def main() -> None:
         work[name] = {variant: (case, step(case, dtype)) for variant, (case, dtype) in contenders.items()}
     for name, cases in NEIGHBOURS.items():
         work[name] = {f"{case.I}→{case.O}": (case, step(case, torch.float32)) for case in cases}
+    for case in (SQUARE, BENCH_CASES["square-256"]):
+        for dtype in (torch.bfloat16, torch.float32):
+            work[f"{str(dtype).removeprefix('torch.')}, {case.I}→{case.O} at {case.N}"] = {
+                "KANLinear": (case, step(case, dtype)),
+                f"nn.Linear {case.I * (case.M + 1)}→{case.O}": (case, build("nn.Linear", case, make(case, dtype)).step),
+            }
     for name in ("square-64", "square-256", "grid-20"):
         case = BENCH_CASES[name]
         counts = sorted({1, arguments.threads})
