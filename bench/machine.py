@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tempfile
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -22,6 +24,8 @@ def limit_to(instruction_set: str | None) -> None:
     name = instruction_set.lower()
     values = OF_BASELINE if name == "baseline" else (name, name, name.upper(), name.upper())
     limits = dict(zip(LIMITS, values, strict=True))
+    # torch.compile's cache does not distinguish instruction sets: code for another one has corrupted memory.
+    limits["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"inductor-{name}")
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
 
 

@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("edge_l1_backward", TORCH_BOX(&kan::edge_l1_backward));
   m.impl("basis_moments", TORCH_BOX(&kan::basis_moments));
   m.impl("basis_moments_backward", TORCH_BOX(&kan::basis_moments_backward));
+  m.impl("affine_cells", TORCH_BOX(&kan::affine_cells));
   m.impl("edge_std", TORCH_BOX(&kan::edge_std));
   m.impl("edge_std_backward", TORCH_BOX(&kan::edge_std_backward));
 }

@@ -113,6 +113,16 @@ Problem problem_of(const Tensor& x, int64_t outputs, const Tensor& grid, int64_t
   return p;
 }
 
+Formula formula_of(const std::string& name) {
+  static const char* const names[] = {"x",   "x^2", "x^3", "x^4", "x^5", "1/x",  "1/x^2", "1/x^3",  "1/x^4",  "1/x^5",  "sqrt",    "x^1.5",   "1/sqrt(x)",
+                                      "exp", "log", "abs", "sin", "cos", "tan", "tanh",  "sgn",    "arcsin", "arccos", "arctan", "arctanh", "gaussian"};
+  static_assert(sizeof(names) / sizeof(*names) == size_t(Formula::count));
+  for (int k = 0; k < int(Formula::count); ++k)
+    if (name == names[k]) return Formula(k);
+  STD_TORCH_CHECK(false, "kan_kernels: unknown function ", name);
+  return Formula::count;
+}
+
 void read_weights(Problem& p, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                   const std::optional<Tensor>& base_weight) {
   p.spline_weight = operand(spline_weight, "spline_weight", {p.O, p.I, p.G + p.K}, p.storage);
@@ -300,6 +310,29 @@ Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t splin
   p.input_gradient_of_next_order = true;
   if (!is_trivial(p)) kernels().moments_backward(p, parallel_for);
   return gradient;
+}
+
+Tensor affine_cells(const Tensor& x, const Tensor& target, const std::string& function, const Tensor& a, const Tensor& b) {
+  AffineCells p{};
+  p.N = x.dim() == 1 ? x.size(0) : -1;
+  p.A = a.dim() == 1 ? a.size(0) : -1;
+  p.B = b.dim() == 1 ? b.size(0) : -1;
+  const auto values = [](const Tensor& t, const char* name, int64_t size) {
+    operand(t, name, {size}, Storage::float64);
+    STD_TORCH_CHECK(t.is_contiguous(), "kan_kernels: ", name, " must be contiguous");
+    return static_cast<const double*>(t.const_data_ptr());
+  };
+  p.x = values(x, "x", p.N);
+  p.target = values(target, "target", p.N);
+  p.a = values(a, "a", p.A);
+  p.b = values(b, "b", p.B);
+  p.formula = formula_of(function);
+  for (int64_t n = 0; n < p.N; ++n) p.square_of_target += p.target[n] * p.target[n];
+  Tensor r2 = new_empty(x, {p.A, p.B});
+  p.r2 = static_cast<double*>(r2.mutable_data_ptr());
+  STD_TORCH_CHECK(p.N > 0, "kan_kernels: x is empty");
+  if (p.A > 0 && p.B > 0) kernels().affine_cells(p, parallel_for);
+  return r2;
 }
 
 Tensor edge_std(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,

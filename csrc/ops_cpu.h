@@ -42,6 +42,8 @@ Tensor basis_moments(const Tensor& x, const Tensor& grid, int64_t spline_order, 
 Tensor basis_moments_backward(const Tensor& x, const Tensor& grid, int64_t spline_order, const std::string& activation,
                               const Tensor& r);
 
+Tensor affine_cells(const Tensor& x, const Tensor& target, const std::string& function, const Tensor& a, const Tensor& b);
+
 Tensor edge_std(const Tensor& moments, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
                 const std::optional<Tensor>& base_weight, int64_t rows);
 

@@ -48,6 +48,22 @@ struct Problem {
   double* moments = nullptr;               // (I, M+2, K+4), laid out as in `reference.basis_moments`; or their gradient
 };
 
+// The functions f of a search for formulas, in the order of `formula_of`.
+enum class Formula {
+  identity, power2, power3, power4, power5, inverse1, inverse2, inverse3, inverse4, inverse5, sqrt, power1_5, inverse_sqrt,
+  exp, log, abs, sin, cos, tan, tanh, sign, arcsin, arccos, arctan, arctanh, gaussian, count
+};
+
+// A grid of cells (a, b), in each of which f(a x + b) is compared with the samples' targets.
+struct AffineCells {
+  int64_t N, A, B;
+  Formula formula;
+  const double *x, *target;  // (N,); the targets' sum is 0
+  const double *a, *b;       // (A,) and (B,)
+  double square_of_target;   // the sum of their squares
+  double* r2;                // (A, B)
+};
+
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
@@ -59,6 +75,7 @@ struct KernelSet {
   void (*edge_l1)(const Problem&, ParallelFor);
   void (*moments)(const Problem&, ParallelFor);
   void (*moments_backward)(const Problem&, ParallelFor);
+  void (*affine_cells)(const AffineCells&, ParallelFor);
   void (*edge_std)(const Problem&, ParallelFor);  // computes the gradients instead if Problem::edge_std is null
 };
 

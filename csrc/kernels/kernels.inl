@@ -5,6 +5,7 @@
 // threads.
 #pragma once
 
+#include "affine_cells.inl"
 #include "backward.inl"
 #include "edge_std.inl"
 #include "edges.inl"
@@ -25,6 +26,6 @@ void edge_l1_any(const Problem& p, ParallelFor f) { p.storage == Storage::float6
 }  // namespace
 
 constexpr kan::KernelSet kernel_set(const char* name) {
-  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward, &edge_std};
+  return {name, &forward_any, &backward_any, &edge_l1_any, &moments, &moments_backward, &affine_cells, &edge_std};
 }
 }  // namespace KAN_NAMESPACE

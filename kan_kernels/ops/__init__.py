@@ -4,6 +4,7 @@ from . import autograd as autograd
 from . import edge_autograd as edge_autograd
 from .library import (
     MAX_DERIVATIVE,
+    affine_cells,
     basis_moments,
     basis_moments_backward,
     edge_l1,
@@ -18,6 +19,7 @@ from .library import (
 
 __all__ = [
     "MAX_DERIVATIVE",
+    "affine_cells",
     "basis_moments",
     "basis_moments_backward",
     "edge_l1",

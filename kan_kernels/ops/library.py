@@ -19,7 +19,8 @@ MAX_DERIVATIVE = 30  # the highest order in the tables of the C++ kernels
 
 # Name -> schema. The C++ library defines the operators from the same file, so it can be loaded without Python.
 _SCHEMAS = {line.partition("(")[0]: line for line in (Path(__file__).parent / "schemas.txt").read_text().splitlines()}
-_PARAMETER_SIZED = ("edge_std", "edge_std_backward")  # independent of N: a few small launches of the reference on a GPU
+# They run on the reference on a GPU: the time of the first two does not depend on N, and the third is for fits after training.
+_ON_REFERENCE = ("edge_std", "edge_std_backward", "affine_cells")
 
 
 def _forward_shape(x, w, spline_weight, spline_scaler, grid, base_weight, activation, derivative):
@@ -74,6 +75,10 @@ def _edge_std_backward_shape(moments, spline_weight, spline_scaler, base_weight,
     return of_moments, *_parameter_gradients(spline_weight, spline_weight.shape, spline_weight, needs)
 
 
+def _affine_cells_shape(x, target, function, a, b):
+    return x.new_empty(a.shape[0], b.shape[0])
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "spline_forward": _forward_shape,
     "spline_backward_input": _backward_input_shape,
@@ -85,6 +90,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "basis_moments_backward": _basis_moments_backward_shape,
     "edge_std": _edge_std_shape,
     "edge_std_backward": _edge_std_backward_shape,
+    "affine_cells": _affine_cells_shape,
 }
 
 
@@ -119,7 +125,7 @@ def _register() -> torch.library.Library:
 def _register_triton() -> None:
     """Register the Triton kernels. Triton is imported on the first call of a kernel."""
     for name in _SCHEMAS:
-        if name in _PARAMETER_SIZED:
+        if name in _ON_REFERENCE:
             continue
         LIBRARY.impl(name, functools.partial(_launch, name), "CUDA")
         if backends.INTERPRETED:
@@ -151,4 +157,5 @@ edge_l1_backward = torch.ops.kan_kernels.edge_l1_backward.default
 basis_moments = torch.ops.kan_kernels.basis_moments.default
 basis_moments_backward = torch.ops.kan_kernels.basis_moments_backward.default
 edge_std = torch.ops.kan_kernels.edge_std.default
+affine_cells = torch.ops.kan_kernels.affine_cells.default
 edge_std_backward = torch.ops.kan_kernels.edge_std_backward.default

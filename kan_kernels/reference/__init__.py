@@ -1,5 +1,6 @@
 """Reference implementation of the layer, its derivatives and its edge norms in plain torch, tested against SciPy."""
 
+from .affine_cells import FORMULAS, affine_cells, cells_of
 from .edge_std import edge_std, edge_std_backward
 from .edges import basis_moments, basis_moments_backward, edge_l1, edge_l1_backward, edge_values
 from .spline import (
@@ -17,11 +18,14 @@ from .spline import (
 )
 
 __all__ = [
+    "FORMULAS",
     "FUSED_ACTIVATIONS",
+    "affine_cells",
     "base_activation",
     "basis",
     "basis_moments",
     "basis_moments_backward",
+    "cells_of",
     "edge_l1",
     "edge_l1_backward",
     "edge_std",

@@ -25,6 +25,7 @@ from ..class_swap import (
 from ..equivalence import Kind, Watched, compare_forwards, extreme_inputs, ignored_reads, on_its_own, probe_inputs
 from . import layers as pykan_layers
 from .edge_record import EdgeRecord, OnDemand, SymbolicEdges
+from .formulas import fix_edge, remembered_fits
 from .small import AFFINE, network_inputs, small_network
 
 KIND = "pykan's MultKAN"
@@ -75,6 +76,9 @@ class FusedMultKAN(Fused):
         "forward",
         "get_params",
         "reg",
+        "fix_symbolic",
+        "suggest_symbolic",
+        "auto_symbolic",
         "initialize_from_another_model",
         "initialize_grid_from_another_model",
         "refine",
@@ -152,6 +156,40 @@ class FusedMultKAN(Fused):
         if lamb_coef != 0 or lamb_coefdiff != 0 or len(norms) == 0:
             return super().reg(reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)  # type: ignore[misc]
         return torch.stack([bits_loss(of_layer, lamb_l1, lamb_entropy) for of_layer in norms]).sum()
+
+    def fix_symbolic(
+        self,
+        l: int,
+        i: int,
+        j: int,
+        fun_name: Any,
+        fit_params_bool: bool = True,
+        a_range: Any = (-10, 10),
+        b_range: Any = (-10, 10),
+        verbose: bool = True,
+        random: bool = False,
+        log_history: bool = True,
+    ) -> Any:
+        """Fix an edge to a formula, fitted to the last forward by pykan's rule. Return its r2."""
+        net = cast(Any, self)
+        if not (fit_params_bool and isinstance(fun_name, str)) or _has_own_fit(net.symbolic_fun[l]):
+            arguments = (l, i, j, fun_name, fit_params_bool, a_range, b_range, verbose, random, log_history)
+            return super().fix_symbolic(*arguments)  # type: ignore[misc]
+        r2 = fix_edge(net, l, i, j, fun_name, (a_range, b_range), verbose)
+        net.set_mode(l, i, j, mode="s")
+        if log_history:
+            net.log_history("fix_symbolic")
+        return r2
+
+    def suggest_symbolic(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call pykan's `suggest_symbolic`; functions that its library has twice are fitted once."""
+        with remembered_fits():
+            return super().suggest_symbolic(*arguments, **keywords)  # type: ignore[misc]
+
+    def auto_symbolic(self, *arguments: Any, **keywords: Any) -> None:
+        """Call pykan's `auto_symbolic`; the best function of an edge is not fitted again."""
+        with remembered_fits():
+            super().auto_symbolic(*arguments, **keywords)  # type: ignore[misc]
 
     def initialize_grid_from_another_model(self, model: nn.Module, x: Tensor) -> None:
         """Copy the other network's splines and knots, as `KANLayer.initialize_grid_from_parent` does."""
@@ -330,6 +368,12 @@ def _probes(grid: Tensor, training: bool) -> Tensor:
 
 
 # Module-level functions for `OnDemand`, since networks are pickled.
+
+
+def _has_own_fit(symbolic_layer: nn.Module) -> bool:
+    """Return whether a symbolic layer's `fix_symbolic` is not pykan's."""
+    defined_by = definer(type(symbolic_layer), "fix_symbolic")
+    return defined_by is None or defined_by.__module__ != "kan.Symbolic_KANLayer" or "fix_symbolic" in vars(symbolic_layer)
 
 
 def _scale(record: EdgeRecord) -> Tensor:
