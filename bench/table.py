@@ -316,7 +316,7 @@ def _step_claim(step: dict[str, Record]) -> str:
         "reference": "dense bases times a matrix",
     }
     others = [f"{name} {step[p]['median_ms'] / ours['median_ms']:.1f}" for p, name in names.items() if p in step]
-    return f"{processor(ours)}: {ours['median_ms']:.1f} ms; times as long: {', '.join(others)}"
+    return f"{processor(ours)}: {ours['median_ms']:.1f} ms, and the others take this many times as long: {', '.join(others)}"
 
 
 def _gains(instruction_set: str) -> str:
@@ -340,8 +340,9 @@ def _gpu_claim() -> str:
     )
     size = f"{ours['I']}→{ours['O']}, {ours['N']} rows, PyTorch's default precision"
     return (
-        f"{machine['gpu']}, {size}: {device_ms(ours):.1f} ms in a CUDA graph; times as long: {captured};"
-        f" {ours['median_ms']:.1f} ms otherwise: {launched}"
+        f"{machine['gpu']}, {size}: {device_ms(ours):.1f} ms in a CUDA graph, and the others take this many"
+        f" times as long: {captured};"
+        f" {ours['median_ms']:.1f} ms without a graph, and the others take this many times as long: {launched}"
     )
 
 

@@ -1,6 +1,8 @@
 """`accelerate` and `restore` of efficient-kan's layers in any model, and of layers that only look like them."""
 
+import contextlib
 import copy
+import io
 import logging
 import pickle
 import random
@@ -11,6 +13,7 @@ import peer_layers
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kan_kernels as kk
@@ -769,3 +772,17 @@ def test_an_empty_place_for_a_tensor():
     layer.register_buffer("mean", None)
     kk.accelerate(layer)
     assert "its forward reads its attribute mean" in str(kk.info().fallbacks)
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrized"])
+def test_a_layer_that_is_pruned_before(how):
+    """It is left, and the reason says what to do."""
+    model = nn.Sequential(peer_layers.KANLinear(3, 2))
+    if how == "pruned":
+        prune.l1_unstructured(model[0], "spline_weight", 0.5)
+    else:
+        nn.utils.parametrizations.weight_norm(model[0], "spline_weight")
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        kk.accelerate(model, verbose=True)
+    assert "its spline_weight is pruned or parametrized: accelerate first, or remove that" in report.getvalue()

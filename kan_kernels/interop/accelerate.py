@@ -164,5 +164,9 @@ def _known_otherwise(module: nn.Module) -> str:
         if type(part).__name__ in _ANOTHER_FAMILY:
             return _ANOTHER_FAMILY[type(part).__name__]
     held = held_tensors(module)
+    changed = sorted(name.removesuffix("_orig") for name in held if name.endswith("_orig"))
+    changed += sorted(getattr(module, "parametrizations", {}))
+    if "grid" in held and changed:
+        return f"its {' and '.join(changed)} is pruned or parametrized: accelerate first, or remove that"
     several = any(not nn.parameter.is_lazy(p) and p.dim() > 2 for p in module.parameters(recurse=False))
     return f"an unknown kind of KAN layer with parameters and buffers {sorted(held)}" if "grid" in held and several else ""
