@@ -56,7 +56,7 @@ void row_of_cells(const AffineCells& p, int64_t row, double* scaled, double* val
   constexpr int lanes = Simd<double>::lanes;
   for (int64_t first = 0; first < p.N; first += kSamples) {
     const int count = int(smaller(kSamples, p.N - first)), whole = count / lanes * lanes;
-    // Stored, such that the product is rounded before b is added, as in torch: a cell whose values are NaN for a sample stays one.
+    // Stored, such that the product is rounded before b is added, as in PyTorch: a cell whose values are NaN for a sample stays one.
     for (int n = 0; n < count; ++n) scaled[n] = p.a[row] * p.x[first + n];
     for (int n = count; n < whole + lanes; ++n) scaled[n] = scaled[count - 1];
     const double* const target = p.target + first;
