@@ -63,6 +63,20 @@ def hello(provider: str, lamb: float) -> Job:
     )
 
 
+def formulas(provider: str) -> Job:
+    """Return the search for formulas on the hello world's network after pruning, which has three edges."""
+    net = network(provider, [2, 1, 1], 5)
+    with contextlib.redirect_stderr(io.StringIO()):
+        fitted(net, lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2), 2, opt="LBFGS", steps=20)()
+    net(torch.rand(1000, 2) * 2 - 1)
+
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            net.auto_symbolic()
+
+    return run
+
+
 def wide(provider: str) -> Job:
     """Return 3 of the 50 steps of API_10_device."""
 
@@ -129,6 +143,7 @@ LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
     "pykan, API_10 [4, 100, 100, 100, 1], Adam, lamb, a step": (wide, 2, 3),
     "pykan, Example_7, Poisson PINN [2, 2, 1], L-BFGS, a step": (poisson, 3, 2),
     "pykan, grid update of 64→64 on 10 000 rows": (grid_update, 1, 1),
+    "pykan, auto_symbolic of [2, 1, 1] on 1000 rows": (formulas, 1, 1),
 }
 
 

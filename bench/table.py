@@ -296,8 +296,8 @@ class Claims(Block):
                 f"- **Small.** The step needs {ours['peak_mb']:.1f} MB beyond its inputs and parameters; dense bases need"
                 f" {steps[0]['reference']['peak_mb']:.0f} MB.",
                 f"- **A drop-in.** `kk.accelerate(model)` makes efficient-kan's layers faster ({gains}) and pykan's"
-                f" fits and grid updates {ratios[0]:.1f} to {ratios[-1]:.1f} times ({processor(pykan[-1])}), with the same"
-                " outputs and gradients up to rounding.",
+                f" fits, grid updates and searches for formulas {ratios[0]:.1f} to {ratios[-1]:.1f} times"
+                f" ({processor(pykan[-1])}), with the same outputs and gradients up to rounding.",
             ]
         )
 

@@ -327,10 +327,15 @@ Tensor affine_cells(const Tensor& x, const Tensor& target, const std::string& fu
   p.a = values(a, "a", p.A);
   p.b = values(b, "b", p.B);
   p.formula = formula_of(function);
-  for (int64_t n = 0; n < p.N; ++n) p.square_of_target += p.target[n] * p.target[n];
+  STD_TORCH_CHECK(p.N > 0, "kan_kernels: x is empty");
+  p.smallest_x = p.largest_x = p.x[0];
+  for (int64_t n = 0; n < p.N; ++n) {
+    p.square_of_target += p.target[n] * p.target[n];
+    p.smallest_x = p.x[n] < p.smallest_x ? p.x[n] : p.smallest_x;
+    p.largest_x = p.x[n] > p.largest_x ? p.x[n] : p.largest_x;
+  }
   Tensor r2 = new_empty(x, {p.A, p.B});
   p.r2 = static_cast<double*>(r2.mutable_data_ptr());
-  STD_TORCH_CHECK(p.N > 0, "kan_kernels: x is empty");
   if (p.A > 0 && p.B > 0) kernels().affine_cells(p, parallel_for);
   return r2;
 }

@@ -59,6 +59,7 @@ struct AffineCells {
   int64_t N, A, B;
   Formula formula;
   const double *x, *target;  // (N,); the targets' sum is 0
+  double smallest_x, largest_x;
   const double *a, *b;       // (A,) and (B,)
   double square_of_target;   // the sum of their squares
   double* r2;                // (A, B)

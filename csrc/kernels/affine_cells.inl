@@ -46,14 +46,37 @@ template <Formula F>
   if constexpr (F == Formula::gaussian) return exp_of(-square);
 }
 
-// The sums of one cell over the samples, of values minus `shift`.
+// The sums of one cell over the samples, of values minus `shift`, the mean of the first block.
 struct CellSums {
   double shift, total, square, along;
 };
 
+// Writes f(scaled + b) for `count` samples, rounded up to vectors.
+using Evaluate = void (*)(const double* scaled, double b, int count, double* values);
 template <Formula F>
-void row_of_cells(const AffineCells& p, int64_t row, double* scaled, double* values, CellSums* sums) {
+void evaluate_formula(const double* scaled, double b, int count, double* values) {
+  for (int n = 0; n < count; n += Simd<double>::lanes) store(values + n, formula<F>(load(scaled + n) + b));
+}
+template <int F = 0>
+Evaluate evaluation_of(Formula wanted) {
+  if constexpr (F + 1 < int(Formula::count))
+    if (int(wanted) != F) return evaluation_of<F + 1>(wanted);
+  return &evaluate_formula<Formula(F)>;
+}
+
+// Returns whether a formula is NaN for some z between low and high.
+bool leaves_domain(Formula formula, double low, double high) {
+  switch (formula) {
+    case Formula::sqrt: case Formula::power1_5: case Formula::inverse_sqrt: case Formula::log: return low < 0;
+    case Formula::arcsin: case Formula::arccos: case Formula::arctanh: return low < -1 || high > 1;
+    default: return false;
+  }
+}
+
+void row_of_cells(const AffineCells& p, Evaluate evaluate, int64_t row, double* scaled, double* values, CellSums* sums) {
   constexpr int lanes = Simd<double>::lanes;
+  const double one_end = p.a[row] * p.smallest_x, other_end = p.a[row] * p.largest_x;
+  const double low = one_end < other_end ? one_end : other_end, high = one_end < other_end ? other_end : one_end;
   for (int64_t first = 0; first < p.N; first += kSamples) {
     const int count = int(smaller(kSamples, p.N - first)), whole = count / lanes * lanes;
     // Stored, such that the product is rounded before b is added, as in PyTorch: a cell whose values are NaN for a sample stays one.
@@ -62,24 +85,26 @@ void row_of_cells(const AffineCells& p, int64_t row, double* scaled, double* val
     const double* const target = p.target + first;
     for (int64_t column = 0; column < p.B; ++column) {
       CellSums& sum = sums[column];
-      Real total{};
-      for (int n = 0; n < count; n += lanes) {
-        const Real value = formula<F>(load(scaled + n) + p.b[column]);
-        store(values + n, value);
-        if (n < whole) total += value;
+      if (first == 0 && leaves_domain(p.formula, low + p.b[column], high + p.b[column])) sum = {__builtin_nan(""), 0, 0, 0};
+      else if (first == 0) sum.shift = 0;
+      if (sum.shift != sum.shift) continue;  // so is r2
+      evaluate(scaled, p.b[column], count, values);
+      if (first == 0) {
+        Real of_vectors{};
+        for (int n = 0; n < whole; n += lanes) of_vectors += load(values + n);
+        double of_block = sum_lanes<double>(of_vectors);
+        for (int n = whole; n < count; ++n) of_block += values[n];
+        sum = {of_block / count, 0, 0, 0};
       }
-      double of_block = sum_lanes<double>(total);
-      for (int n = whole; n < count; ++n) of_block += values[n];
-      if (first == 0) sum = {of_block / count, 0, 0, 0};
       const double shift = sum.shift;
-      Real centred_total{}, square{}, along{};
+      Real total{}, square{}, along{};
       for (int n = 0; n < whole; n += lanes) {
         const Real centred = load(values + n) - shift;
-        centred_total += centred;
+        total += centred;
         square += centred * centred;
         along += centred * load(target + n);
       }
-      sum.total += sum_lanes<double>(centred_total);
+      sum.total += sum_lanes<double>(total);
       sum.square += sum_lanes<double>(square);
       sum.along += sum_lanes<double>(along);
       for (int n = whole; n < count; ++n) {
@@ -92,29 +117,19 @@ void row_of_cells(const AffineCells& p, int64_t row, double* scaled, double* val
   }
   for (int64_t column = 0; column < p.B; ++column) {
     const CellSums& sum = sums[column];
-    const double variance = sum.square - sum.total * sum.total / double(p.N);
+    const double variance = sum.square - sum.total * sum.total / double(p.N) + (sum.shift - sum.shift);
     p.r2[row * p.B + column] = sum.along * sum.along / (variance * p.square_of_target + kRidge);
   }
 }
 
-template <Formula F>
-void rows_of_cells(const AffineCells& p, ParallelFor parallel_for) {
+void affine_cells(const AffineCells& p, ParallelFor parallel_for) {
+  const Evaluate evaluate = evaluation_of(p.formula);
   run_parallel(parallel_for, p.A, p.B * divide_up(p.N, Simd<double>::lanes) * 20, [&](int64_t begin, int64_t end) {
-    Buffer<double> scaled(kSamples + 16), values(kSamples + 16);
+    Buffer<double> scaled(kSamples + Simd<double>::lanes), values(kSamples + Simd<double>::lanes);
     Buffer<CellSums> sums(p.B);
-    for (int64_t row = begin; row < end; ++row) row_of_cells<F>(p, row, scaled.data, values.data, sums.data);
+    for (int64_t row = begin; row < end; ++row) row_of_cells(p, evaluate, row, scaled.data, values.data, sums.data);
   });
 }
-
-template <int F>
-void cells_of(const AffineCells& p, ParallelFor parallel_for) {
-  if constexpr (F < int(Formula::count)) {
-    if (int(p.formula) == F) return rows_of_cells<Formula(F)>(p, parallel_for);
-    cells_of<F + 1>(p, parallel_for);
-  }
-}
-
-void affine_cells(const AffineCells& p, ParallelFor parallel_for) { cells_of<0>(p, parallel_for); }
 
 }  // namespace
 }  // namespace KAN_NAMESPACE

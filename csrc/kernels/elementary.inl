@@ -76,7 +76,7 @@ inline Real log_of(Real x) {
   Real value = n * 6.93147180369123816490e-1 + (s * polynomial(series, s * s) + n * 1.90821492927058770002e-10);
   value = x == 0.0 ? broadcast(-__builtin_inf()) : value;
   value = x < 0.0 ? broadcast(__builtin_nan("")) : value;
-  return (x < __builtin_inf()) | (x < 0.0) ? value : x;  // infinity and NaN
+  return ((x < __builtin_inf()) | (x < 0.0)) ? value : x;  // infinity and NaN
 }
 
 // The sine of x + turns * pi / 2. 2 ulp of 1.

@@ -42,7 +42,7 @@ def affine_fit(
         x, y: (N,), floating point, on one device.
         fun: an elementwise function of tensors of any shape.
         a_range, b_range: the ends of the first ranges.
-        formula: the name of fun in `reference.FORMULAS`, which has a kernel, or None.
+        formula: the name of fun in `reference.FORMULAS`, which has a kernel, "0" for a constant, or None.
 
     Raises:
         ValueError: x and y are not one-dimensional tensors of the same length, at least 1.
@@ -60,7 +60,7 @@ def affine_fit(
     for iteration in range(iterations):
         a = torch.linspace(*a_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
         b = torch.linspace(*b_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
-        if not bool(target.any()):  # a constant y, such as that of a masked edge
+        if formula == "0" or not bool(target.any()):  # a constant y is that of a masked edge
             r2 = torch.zeros(grid_number, grid_number, dtype=torch.float64, device=x.device)
         elif formula is None or uses_reference(x):
             r2 = cells_of(fun, exact_x, target, a.double(), b.double())

@@ -27,9 +27,9 @@ def remembered_fits() -> Iterator[None]:
 
 
 def formula_name(name: str, fun: Callable[[Tensor], Tensor]) -> str | None:
-    """Return the name in `FORMULAS` of pykan's own library function, or None, also if a user replaced it."""
+    """Return the name of pykan's own function in `FORMULAS`, or "0", and None for other functions of any name."""
     known = _SAME.get(name, name)
-    return known if known in FORMULAS and getattr(fun, "__module__", None) == "kan.utils" else None
+    return known if known in (*FORMULAS, "0") and getattr(fun, "__module__", None) == "kan.utils" else None
 
 
 def fix_edge(net: Any, l: int, i: int, j: int, name: str, ranges: tuple[Any, Any], verbose: bool) -> Any:
