@@ -3,7 +3,7 @@
 The new coefficients depend linearly on the old ones, independently for every feature and identically for every output, so a
 matrix (I, M_new, M_old) transfers any number of outputs. Without data, it minimises the squared distance of the functions over
 the range of the new knots, using Gauss quadrature that is exact for splines. With data, it minimises the squared distance on
-the data plus 10^-3 times the former, which determines the remaining coefficients. The normal equations are solved in float64:
+the data plus 10^-4 times the former, which determines the remaining coefficients. The normal equations are solved in float64:
 with a unit diagonal, those of B-splines are well conditioned on any increasing knots (de Boor, "A Practical Guide to Splines",
 ch. XI).
 """
@@ -75,7 +75,7 @@ def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> 
     share = (OPEN_SHARE * x.shape[0] / length)[:, None, None]
     solve = _solver(data_gram + share * gram)
     # Iterative refinement. If the new knots represent the function exactly, the correction is zero and adds no rounding error.
-    # On well spread data every step multiplies the distance from the least-squares fit by about 1e-3.
+    # On well spread data every step multiplies the distance from the least-squares fit by about OPEN_SHARE.
     for _ in range(3):
         transfer = transfer + solve(data_cross - data_gram @ transfer)
     return transfer
