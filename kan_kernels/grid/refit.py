@@ -3,7 +3,7 @@
 The new coefficients depend linearly on the old ones, independently for every feature and identically for every output, so a
 matrix (I, M_new, M_old) transfers any number of outputs. Without data, it minimises the squared distance of the functions over
 the range of the new knots, using Gauss quadrature that is exact for splines. With data, it minimises the squared distance on
-the data plus 10^-4 times the former, which determines the remaining coefficients. The normal equations are solved in float64:
+the data plus a small share of the former, which determines the other coefficients. The normal equations are solved in float64:
 with a unit diagonal, those of B-splines are well conditioned on any increasing knots (de Boor, "A Practical Guide to Splines",
 ch. XI).
 """
@@ -17,7 +17,8 @@ from torch import Tensor
 from ..ops import spline_forward
 from ..reference import basis
 
-OPEN_SHARE = 1e-4  # 10^-8 fits a few distinct values, such as pixels, by coefficients of hundreds, which act beside the data
+OPEN_SHARE = 1e-4  # less fits a few distinct values, such as pixels, by coefficients of hundreds, which act beside the data
+PYKANS_SHARE = 1e-8  # as pykan's least squares, to rounding in float64
 _BASES_AT_ONCE = 1 << 18  # values in memory; eight times as many take twice the time
 
 
@@ -30,16 +31,16 @@ def interpolation_matrix(knots: Tensor, grid_size: int, spline_order: int) -> Te
     return torch.linalg.pinv(basis(inner, knots.unsqueeze(0), spline_order)[:, 0])
 
 
-def transfer_matrix(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None = None) -> Tensor:
+def transfer_matrix(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None = None, share: float = OPEN_SHARE) -> Tensor:
     """Return the matrix (I, M_new, M_old), float64, from coefficients on old knots to coefficients on new knots (I, G+2K+1).
 
-    If x (N, I) is given, the fit minimises the distance of the functions on x.
+    If x (N, I) is given, the fit minimises the distance of the functions on x, plus `share` of that over the range.
     """
     old, new = old.double(), new.double()
     bases = old.shape[1] + new.shape[1]
     features = max(1, _BASES_AT_ONCE // (bases * bases * (spline_order + 1)))
     parts = [
-        _transfer(o, n, spline_order, None if x is None else x[:, k * features : (k + 1) * features])
+        _transfer(o, n, spline_order, None if x is None else x[:, k * features : (k + 1) * features], share)
         for k, (o, n) in enumerate(zip(old.split(features), new.split(features), strict=True))
     ]
     return torch.cat(parts)
@@ -64,7 +65,7 @@ def fitted(bases: Tensor, values: Tensor) -> Tensor:
     return solution.permute(2, 0, 1).contiguous().to(bases.dtype)
 
 
-def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> Tensor:
+def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None, share: float) -> Tensor:
     points, weights = _quadrature(torch.cat([old, new], dim=1).sort(dim=1).values, spline_order + 1)
     gram, cross = _products(points, weights, old, new, spline_order)
     transfer = _solver(gram)(cross)
@@ -72,10 +73,9 @@ def _transfer(old: Tensor, new: Tensor, spline_order: int, x: Tensor | None) -> 
         return transfer
     data_gram, data_cross = _products(x, None, old, new, spline_order)
     length = new[:, -1] - new[:, 0]
-    share = (OPEN_SHARE * x.shape[0] / length)[:, None, None]
-    solve = _solver(data_gram + share * gram)
+    solve = _solver(data_gram + (share * x.shape[0] / length)[:, None, None] * gram)
     # Iterative refinement. If the new knots represent the function exactly, the correction is zero and adds no rounding error.
-    # On well spread data every step multiplies the distance from the least-squares fit by about OPEN_SHARE.
+    # On well spread data every step multiplies the distance from the least-squares fit by about `share`.
     for _ in range(3):
         transfer = transfer + solve(data_cross - data_gram @ transfer)
     return transfer

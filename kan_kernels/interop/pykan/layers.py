@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...backends import log_fallback
 from ...functional import BaseActivation, base_activation_of, is_observed, refused_dtype
 from ...grid.knots import data_knots, extended, refined_knots
-from ...grid.refit import transfer_matrix, transferred
+from ...grid.refit import PYKANS_SHARE, transfer_matrix, transferred
 from ...utils.checks import check_rows, check_tensor
 from ..class_swap import Fused, Verdict, forward_mismatch, fuse, fused_class, held_tensors, own_class, tensors_mismatch
 from ..equivalence import (
@@ -113,7 +113,7 @@ class FusedKANLayer(Fused):
         # As in pykan, new storage keeps the old values valid that autograd has saved.
         layer = cast(Any, self)
         knots = knots.to(layer.grid.dtype)
-        refitted = transferred(old.coef.transpose(0, 1), transfer_matrix(old.grid, knots, layer.k, rows))
+        refitted = transferred(old.coef.transpose(0, 1), transfer_matrix(old.grid, knots, layer.k, rows, PYKANS_SHARE))
         layer.coef.data = refitted.transpose(0, 1).to(layer.coef.dtype).contiguous()
         layer.grid.data = knots
 
