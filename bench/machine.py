@@ -19,10 +19,12 @@ def limit_to(instruction_set: str | None) -> None:
 
     The restart is necessary because libraries read the variables in `LIMITS` once.
     """
-    if instruction_set is None or os.environ.get(LIMITS[0], "").lower() == instruction_set:
+    if instruction_set is None:
         return
     name = instruction_set.lower()
     values = OF_BASELINE if name == "baseline" else (name, name, name.upper(), name.upper())
+    if all(os.environ.get(variable, "").lower() == value.lower() for variable, value in zip(LIMITS, values, strict=True)):
+        return
     limits = dict(zip(LIMITS, values, strict=True))
     # torch.compile's cache does not distinguish instruction sets: code for another one has corrupted memory.
     limits["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"inductor-{name}")

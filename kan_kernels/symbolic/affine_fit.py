@@ -56,11 +56,12 @@ def affine_fit(
         raise ValueError(f"x and y: expected two tensors (N,), N >= 1, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     exact_x, exact_y = x.detach().double().contiguous(), y.detach().double()
     target = exact_y - exact_y.mean()
+    constant = formula == "0" or not bool(target.any())  # so is the y of a masked edge
     at_boundary = False
     for iteration in range(iterations):
         a = torch.linspace(*a_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
         b = torch.linspace(*b_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
-        if formula == "0" or not bool(target.any()):  # a constant y is that of a masked edge
+        if constant:
             r2 = torch.zeros(grid_number, grid_number, dtype=torch.float64, device=x.device)
         elif formula is None or uses_reference(x):
             r2 = cells_of(fun, exact_x, target, a.double(), b.double())

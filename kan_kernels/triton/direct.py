@@ -7,7 +7,6 @@ use three tf32 products, which need no scaling. The gradients of x and of the we
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,7 @@ from .basis import activation, bases_tile, evaluate, weighted
 from .heuristics import ceil_div, direct_backward_split, direct_backward_tiles, direct_forward_split, direct_forward_tiles
 from .matmul import dot, operand
 from .packing import weight_of
-from .prepare import Gradients, base_name, constants, exact_mode, is_hopper, search_depth, with_strides
+from .prepare import Gradients, base_name, constants, is_hopper, search_depth, sums_dtype, unscaled_mode, with_strides
 from .tiles import load_tile
 
 
@@ -277,10 +276,6 @@ def _knots(x: Tensor, grid: Tensor) -> Tensor:
     return grid.to(x.dtype).contiguous()
 
 
-def _mode(mode: str) -> str:
-    return exact_mode() if mode == "fp16x3" else mode
-
-
 def forward(
     x: Tensor, w: Tensor | None, spline_weight: Tensor, spline_scaler: Tensor | None, grid: Tensor,
     base_weight: Tensor | None, activation: str, K: int, D: int, mode: str,
@@ -288,12 +283,13 @@ def forward(
     (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
     tiles = direct_forward_tiles(N, I, O)
     S, of_program = direct_forward_split(tiles, N, I, O)
-    y = x.new_empty(N, O) if S == 1 else x.new_empty(S, N, O, dtype=torch.float64 if mode == "fp64" else torch.float32)
+    y = x.new_empty(N, O) if S == 1 else x.new_empty(S, N, O, dtype=sums_dtype(mode))
     weight = x if w is None else w
     direct_forward_kernel[(ceil_div(N, tiles.BN), ceil_div(O, tiles.BO), S)](
         x, *x.stride(), weight, *weight.stride(), *with_strides(spline_weight, spline_scaler, base_weight),
         _knots(x, grid), y, N, I, O, T, M, of_program, K=K, D=D, DEPTH=search_depth(T), WEIGHTED=w is not None,
-        SCALED=spline_scaler is not None, BASE=base_name(base_weight, activation), MODE=_mode(mode), **constants(tiles),
+        SCALED=spline_scaler is not None, BASE=base_name(base_weight, activation), MODE=unscaled_mode(mode),
+        **constants(tiles),
     )  # fmt: skip
     return y if S == 1 else y.sum(0).to(x.dtype)
 
@@ -340,7 +336,7 @@ def _partial(x: Tensor, g: Tensor, grid: Tensor, K: int, mode: str) -> tuple[_Pa
     """Return the parts of the sum over the rows, and the memory for their results (S, M+1, I, O)."""
     (N, I), O, M = x.shape, g.shape[1], grid.shape[1] - K - 1
     parts = _Parts(*direct_backward_split(direct_backward_tiles(mode, O, is_hopper(x)), N, I, O, M))
-    return parts, x.new_empty(parts.number, M + 1, I, O, dtype=torch.float64 if mode == "fp64" else torch.float32)
+    return parts, x.new_empty(parts.number, M + 1, I, O, dtype=sums_dtype(mode))
 
 
 def _launch(
@@ -356,5 +352,5 @@ def _launch(
     direct_backward_kernel[(of_input + of_weights,)](
         x, *x.stride(), weight, *weight.stride(), g, *g.stride(), *with_strides(*weights), _knots(x, grid),
         result, partial, N, I, O, T, M, parts.rows, of_input, K=K, D=D, DEPTH=search_depth(T), WEIGHTED=w is not None,
-        SCALED=weights[1] is not None, BASE=base, MODE=_mode(mode), **constants(tiles),
+        SCALED=weights[1] is not None, BASE=base, MODE=unscaled_mode(mode), **constants(tiles),
     )  # fmt: skip

@@ -25,7 +25,6 @@ from .prepare import (
     OPTIONS,
     Gradients,
     base_name,
-    exact_mode,
     in_layout,
     mode_of,
     pack,
@@ -33,6 +32,7 @@ from .prepare import (
     search_depth,
     slices_of_edges,
     uncompiled,
+    unscaled_mode,
     ways_of,
 )
 from .tiles import knots_are_for, load_tile
@@ -256,11 +256,6 @@ def _sign(phi):
     return tl.where(phi > 0, 1.0, tl.where(phi < 0, -1.0, 0.0)).to(phi.dtype)
 
 
-def _mode(x: Tensor) -> str:
-    mode = mode_of(x.dtype)
-    return exact_mode() if mode == "fp16x3" else mode
-
-
 def _constants(chosen: Tiles) -> dict[str, int]:
     return {"BN": chosen.BN, "BO": chosen.BO, "MC": chosen.MC, "num_warps": chosen.num_warps} | OPTIONS
 
@@ -271,7 +266,7 @@ def edge_l1(
     if uncompiled(x.dtype) or x.shape[0] == 0:
         return reference.edge_l1(x, spline_weight, spline_scaler, grid, base_weight, activation)
     (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
-    K, mode = infer_spline_order(M, T), _mode(x)
+    K, mode = infer_spline_order(M, T), unscaled_mode(mode_of(x.dtype))
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 0, mode)
         packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True)).packed
@@ -299,7 +294,7 @@ def edge_l1_backward(
         )
         return of_x, *in_layout(others, spline_weight)
     (N, I), (O, _, M), T = x.shape, spline_weight.shape, grid.shape[1]
-    K, mode = infer_spline_order(M, T), _mode(x)
+    K, mode = infer_spline_order(M, T), unscaled_mode(mode_of(x.dtype))
     with torch.cuda.device_of(x):
         tables = prepare_knots(x, grid, K, 1, mode)
         packed = pack(spline_weight, spline_scaler, base_weight, mode, slices_of_edges(M, I, O, outputs_last=True)).packed

@@ -87,9 +87,15 @@ def runs_on_reference(x: Tensor, derivative: int, base_weight: Tensor | None) ->
     return uncompiled(x.dtype)
 
 
-def exact_mode() -> str:
-    """Return the mode of Triton's accurate float32 products, which need no scaling; AMD has native float32 products."""
+def unscaled_mode(mode: str) -> str:
+    """Return Triton's accurate float32 products, which need no scaling, for "fp16x3"; AMD has native float32 products."""
+    if mode != "fp16x3":
+        return mode
     return "tf32x3" if torch.version.hip is None else "ieee"
+
+
+def sums_dtype(mode: str) -> torch.dtype:
+    return torch.float64 if mode == "fp64" else torch.float32
 
 
 def is_hopper(x: Tensor) -> bool:
@@ -122,8 +128,7 @@ class Knots(NamedTuple):
 def prepare_knots(x: Tensor, grid: Tensor, K: int, D: int, mode: str) -> Knots:
     grid = grid.to(x.dtype)  # a wider grid is converted, as in the reference
     I, T = grid.shape
-    compute = torch.float64 if mode == "fp64" else torch.float32
-    knots = grid.new_empty(I, T, dtype=compute)
+    knots = grid.new_empty(I, T, dtype=sums_dtype(mode))
     step, origin, steepness = knots.new_empty(3, I).unbind()
     uniform = knots.new_empty(I, dtype=torch.int32)
     BT = next_power_of_two(T, 16, 128)
