@@ -16,6 +16,9 @@ namespace {
 
 constexpr int64_t kFewRowsWait = 2;  // time relative to the vector operations: the weights are in L2 or L3 (replace.py, N=1)
 constexpr int64_t kFewRows = 8;      // panels pay off from 9 rows on; 512 -> 512, 5 rows takes 0.6 of the time with panels
+constexpr int64_t kOutputGroup = 128;    // outputs of a task: sums for the gradient of x take 1 % of the weights for each row
+constexpr int64_t kReadSums = 4096;      // of a task's block of outputs: 16 KB of L1, and long pieces of the edges' lines
+constexpr int64_t kWrittenBases = 16384; // of a task: 64 KB of L2, and long pieces of the gradient's lines
 constexpr int64_t kOutputsAtOnce = 32;  // summed separately, like features: rounding errors grow with the number of outputs
 
 // Evaluates the inputs of one row to as many features as there are lanes.
@@ -307,101 +310,110 @@ void few_rows_forward(const TiledLayer<C>& layer, ParallelFor parallel_for) {
   with_record_size<C>(layer.live, [&](auto record) { few_rows_forward<C, decltype(record)::value>(inputs, parallel_for); });
 }
 
-// Computes the gradients of a chunk of features, output by output.
+// Calls add(task of a thread) for groups of outputs and chunks of features, which depend on the shape alone. `work` is the cost of an
+// edge in vector operations times the lanes.
+template <class C, class MakeWorker>
+void for_output_groups(const FewRowsInputs<C>& inputs, ParallelFor parallel_for, int64_t chunk, int64_t work, const MakeWorker& make_worker) {
+  const int64_t O = inputs.layer.problem.O, groups = divide_up(O, kOutputGroup), chunks = divide_up(inputs.blocks, chunk);
+  run_parallel(parallel_for, groups * chunks, kFewRowsWait * chunk * smaller(O, kOutputGroup) * work, [&](int64_t begin, int64_t end) {
+    auto worker = make_worker();
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t group = task % groups, first = task / groups * chunk;
+      worker.add(group, first, smaller(chunk, inputs.blocks - first));
+    }
+  });
+}
+
+template <class C>
+void read_gradient(const Problem& p, int64_t o, C* gradient) {
+  for (int64_t n = 0; n < p.N; ++n) pack_rows(p.storage, p.g, n, 1, o, 1, gradient + n, 1);
+}
+
+// Writes `width` numbers per feature of the blocks to the gradients of their edges to output o.
+template <class C>
+[[gnu::noinline]] void write_edges(const Problem& p, int64_t o, int64_t first, int64_t count, const C* from, int64_t width, void* to) {
+  if (to == nullptr) return;
+  constexpr int lanes = Simd<C>::lanes;
+  const int64_t i0 = first * lanes, features = smaller(count * lanes, p.I - i0);
+  const int64_t step = p.edge_stride[1], start = o * p.edge_stride[0] + i0 * step;
+  if (step == 1)
+    write_rows(p.storage, from, 0, 1, features * width, to, 0, start * width, 0);
+  else
+    for (int64_t f = 0; f < features; ++f) write_rows(p.storage, from + f * width, 0, 1, width, to, 0, (start + f * step) * width, 0);
+}
+
+// Returns the sum of every record of a block, in the order of the features.
 template <class C, int RECORD>
-struct FewRowsGradients {
+V<C> sum_records(const C* records, int record) {
+  constexpr int lanes = Simd<C>::lanes;
+  V<C> sum = {};
+  if constexpr (RECORD > 0) {
+    V<C> v[RECORD];
+    for (int k = 0; k < RECORD; ++k) v[k] = load(records + k * lanes);
+    records_to_lanes<C, RECORD>(v);
+    for (int k = 0; k < RECORD; ++k) sum += v[k];
+    return sum;
+  }
+  for (int lane = 0; lane < lanes; ++lane)
+    for (int k = 0; k < record; ++k) sum[lane] += records[lane * record + k];
+  return sum;
+}
+
+// Reads the edges: sums them over the outputs for the gradient of x, and computes the gradient of the scaler.
+template <class C, int RECORD>
+struct FewRowsReader {
   static constexpr int lanes = Simd<C>::lanes;
   const FewRowsInputs<C>& inputs;
   const Problem& p;
-  const int64_t M, chunk;        // chunk: number of blocks of features
-  const int64_t block_size;      // sums per row and block: the records, then the base activation
+  const int64_t block_size;  // sums per row and block: the records, then the base activation
+  C* const along;            // (groups, rows, blocks, block_size): sums over the outputs of g times the weights
   BlockEdges<C, RECORD> edges;
-  Buffer<C> along, some_along;   // (rows, chunk, block_size): sums over the outputs of g times the weights
-  Buffer<C> bases;               // (rows, features, M): all M bases, mostly 0
-  Buffer<C> line;                // (features, M): the gradient for one output
-  Buffer<C> of_scaler, of_base;  // (features): the gradients for one output
-  Buffer<C> products;            // (lanes, record)
+  Buffer<C> some_along;  // (rows, chunk, block_size)
+  Buffer<C> of_scaler;   // (features): the gradient for one output
+  Buffer<C> products;    // (lanes, record)
 
-  FewRowsGradients(const FewRowsInputs<C>& inputs_, int64_t chunk_)
-      : inputs(inputs_), p(inputs.layer.problem), M(p.G + p.K), chunk(chunk_), block_size((inputs.record + 1) * lanes), edges(inputs),
-        along(p.input_gradient != nullptr ? p.N * chunk * block_size : 0),
-        some_along(p.input_gradient != nullptr ? p.N * chunk * block_size : 0),
-        bases(p.spline_weight_gradient != nullptr ? p.N * line_size() : 0),
-        line(p.spline_weight_gradient != nullptr ? line_size() : 0), of_scaler(chunk * lanes), of_base(chunk * lanes),
-        products(lanes * inputs.record) {}
+  FewRowsReader(const FewRowsInputs<C>& inputs_, int64_t chunk, C* along_)
+      : inputs(inputs_), p(inputs.layer.problem), block_size(sums_per_block(inputs)), along(along_), edges(inputs),
+        some_along(along != nullptr ? p.N * chunk * block_size : 0), of_scaler(chunk * lanes), products(lanes * inputs.record) {}
 
-  // Computes the gradients of blocks first .. first + count - 1 of the features.
-  void add(int64_t first, int64_t count) {
-    const size_t size = size_t(p.N * chunk * block_size) * sizeof(C);
-    if (p.input_gradient != nullptr) __builtin_memset(along.data, 0, size);
-    if (p.spline_weight_gradient != nullptr) spread_bases(first, count);
-    const int64_t features = smaller(count * lanes, p.I - first * lanes);
-    const bool in_place = p.spline_weight_gradient != nullptr && p.edge_stride[1] == 1 && is_stored_as<C>(p.storage);
+  static int64_t sums_per_block(const FewRowsInputs<C>& inputs) { return (inputs.record + 1) * lanes; }
+
+  void add(int64_t group, int64_t first, int64_t count) {
     C gradient[kFewRows];
-    for (int64_t o0 = 0; o0 < p.O; o0 += kOutputsAtOnce) {
-      if (p.input_gradient != nullptr) __builtin_memset(some_along.data, 0, size);
-      // The first loop reads the edges, the second writes the gradients. Interleaved, loads would wait for stores at a multiple of
-      // 4 KiB away, which is where the edges of the next output often are.
-      for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
+    C* const sums = along == nullptr ? nullptr : along + (group * p.N * inputs.blocks + first) * block_size;
+    for (int64_t n = 0; along != nullptr && n < p.N; ++n)
+      __builtin_memset(sums + n * inputs.blocks * block_size, 0, size_t(count * block_size) * sizeof(C));
+    const int64_t end = smaller((group + 1) * kOutputGroup, p.O);
+    for (int64_t o0 = group * kOutputGroup; o0 < end; o0 += kOutputsAtOnce) {
+      if (along != nullptr) __builtin_memset(some_along.data, 0, size_t(p.N * count * block_size) * sizeof(C));
+      for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, end); ++o) {
         prefetch_row(p.spline_scaler, o + 1, first, count);
-        if (p.input_gradient != nullptr) prefetch_row(p.base_weight, o + 1, first, count);
-        read_gradient(o, gradient);
-        for (int64_t b = 0; b < count; ++b) read_block(o, first + b, b, gradient);
-        write_factors(o, first, count, of_scaler.data, p.spline_scaler_gradient);
+        if (along != nullptr) prefetch_row(p.base_weight, o + 1, first, count);
+        read_gradient(p, o, gradient);
+        for (int64_t b = 0; b < count; ++b) read_block(o, first + b, b, count, gradient);
+        write_edges(p, o, first, count, of_scaler.data, 1, p.spline_scaler_gradient);
       }
-      for (int64_t o = o0; o < smaller(o0 + kOutputsAtOnce, p.O); ++o) {
-        read_gradient(o, gradient);
-        C* const to = in_place ? static_cast<C*>(p.spline_weight_gradient) + (o * p.edge_stride[0] + first * lanes) * M : line.data;
-        for (int64_t b = 0; b < count; ++b) fill_block(o, first + b, b, features - b * lanes, gradient, to);
-        write_factors(o, first, count, of_base.data, p.base_weight_gradient);
-        if (p.spline_weight_gradient != nullptr && !in_place) write(o, first, count, line.data, M, p.spline_weight_gradient);
-      }
-      if (p.input_gradient != nullptr) add_to(along.data, some_along.data, p.N * chunk * block_size);
+      for (int64_t n = 0; along != nullptr && n < p.N; ++n)
+        add_to(sums + n * inputs.blocks * block_size, some_along.data + n * count * block_size, count * block_size);
     }
-    if (p.input_gradient != nullptr) write_input_gradient(first, count);
   }
 
  private:
-  int64_t line_size() const { return chunk * lanes * M + lanes; }
-
   // Prefetches part of a row of an (O, I) matrix. It is too short for the hardware prefetcher.
   void prefetch_row(const Operand& matrix, int64_t o, int64_t first, int64_t count) const {
     if (o >= p.O || matrix.data == nullptr || !is_stored_as<C>(p.storage) || matrix.stride[1] != 1) return;
     prefetch<false>(static_cast<const C*>(matrix.data) + o * matrix.stride[0] + first * lanes, count * lanes);
   }
 
-  void spread_bases(int64_t first, int64_t count) {
-    const bool spreads_nan = inputs.layer.live > 0 && inputs.layer.tables.degree > 0;
-    __builtin_memset(bases.data, 0, size_t(p.N * line_size()) * sizeof(C));
-    for (int64_t n = 0; n < p.N; ++n)
-      for (int64_t b = 0; b < count; ++b) {
-        const int32_t* row = &inputs.first_rows[(n * inputs.blocks + first + b) * lanes];
-        for (int64_t f = 0; f < inputs.features_of(first + b); ++f) {
-          C* to = &bases[n * line_size() + (b * lanes + f) * M];
-          const C* value = inputs.value(n, first + b) + f * inputs.record;
-          for (int k = 0; k < inputs.layer.live; ++k) to[row[f] + k] = value[k];
-          // If x is not finite, every basis of the dense formula is NaN, not only the rows read here.
-          const bool is_nan = spreads_nan && inputs.finite[n * inputs.blocks + first + b] == 0 && value[0] != value[0];
-          for (int64_t m = 0; is_nan && m < M; ++m) to[m] = value[0];
-        }
-      }
-  }
-
-  [[gnu::noinline]] void read_gradient(int64_t o, C* gradient) const {
-    for (int64_t n = 0; n < p.N; ++n) pack_rows(p.storage, p.g, n, 1, o, 1, gradient + n, 1);
-  }
-
-  // Adds to the sums over the outputs and computes the gradient of the scaler.
-  void read_block(int64_t o, int64_t block, int64_t b, const C* gradient) {
-    const bool for_inputs = p.input_gradient != nullptr, for_scaler = p.spline_scaler_gradient != nullptr;
-    if (!for_inputs && !for_scaler) return;
+  void read_block(int64_t o, int64_t block, int64_t b, int64_t count, const C* gradient) {
+    const bool for_inputs = along != nullptr, for_scaler = p.spline_scaler_gradient != nullptr;
     edges.at(block);
     edges.open(o);
     const V<C> scale = edges.scale(o), base = for_inputs ? edges.base(o) : V<C>{};
     if (for_scaler) __builtin_memset(products.data, 0, size_t(lanes * inputs.record) * sizeof(C));
     for (int64_t n = 0; n < p.N; ++n) {
       const V<C> g = broadcast(gradient[n]);
-      C* const sums = some_along.data + (n * chunk + b) * block_size;
+      C* const sums = some_along.data + (n * count + b) * block_size;
       const C* const value = inputs.value(n, block);
       const auto add_product = [&](int v, V<C> c) __attribute__((always_inline)) {
         store<C>(&products[v * lanes], load(&products[v * lanes]) + g * load(value + v * lanes) * c);
@@ -417,84 +429,119 @@ struct FewRowsGradients {
         });
       else if (for_inputs)
         edges.visit(n, scale * g, add_along);
-      else if (for_scaler)
+      else
         edges.visit(n, g, [&](int v, V<C>, V<C> c) __attribute__((always_inline)) { add_product(v, c); });
     }
-    if (for_scaler) store<C>(&of_scaler[b * lanes], sum_records(products.data));
+    if (for_scaler) store<C>(&of_scaler[b * lanes], sum_records<C, RECORD>(products.data, inputs.record));
+  }
+};
+
+// Computes the gradient of x from the sums over the outputs.
+template <class C, int RECORD>
+void few_rows_input_gradient(const FewRowsInputs<C>& inputs, C* along, ParallelFor parallel_for) {
+  constexpr int lanes = Simd<C>::lanes;
+  const Problem& p = inputs.layer.problem;
+  const int64_t groups = divide_up(p.O, kOutputGroup), size = FewRowsReader<C, RECORD>::sums_per_block(inputs);
+  run_parallel(parallel_for, inputs.blocks, p.N * (groups + 2) * (inputs.record + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < p.N; ++n)
+      for (int64_t block = begin; block < end; ++block) {
+        C* const sums = along + (n * inputs.blocks + block) * size;
+        for (int64_t group = 1; group < groups; ++group) add_to(sums, sums + group * p.N * inputs.blocks * size, size);
+        const C* const slope = inputs.slope(n, block);
+        for (int v = 0; v < inputs.record; ++v) store<C>(sums + v * lanes, load(sums + v * lanes) * load(slope + v * lanes));
+        C result[lanes];
+        const V<C> of_base = load(sums + inputs.record * lanes) * load(inputs.base_slope(n, block));
+        store<C>(result, sum_records<C, RECORD>(sums, inputs.record) + of_base);
+        write_rows(p.storage, result, 0, 1, inputs.features_of(block), p.input_gradient, n, block * lanes, p.I);
+      }
+  });
+}
+
+// Writes the gradients that depend on no weight except the scaler, those of base_weight and spline_weight, output by output.
+template <class C, int RECORD>
+struct FewRowsWriter {
+  static constexpr int lanes = Simd<C>::lanes;
+  const FewRowsInputs<C>& inputs;
+  const Problem& p;
+  const int64_t M;
+  const bool in_place;
+  BlockEdges<C, RECORD> edges;
+  Buffer<C> bases;       // (rows, features, M): all M bases, mostly 0
+  Buffer<C> line;        // (features, M): the gradient for one output
+  Buffer<C> of_base;     // (features): the gradient for one output
+  Buffer<int32_t> lane;  // (M, lanes): the feature of every coefficient of a block
+  int64_t spread_from = -1;
+
+  FewRowsWriter(const FewRowsInputs<C>& inputs_, int64_t chunk)
+      : inputs(inputs_), p(inputs.layer.problem), M(p.spline_weight_gradient != nullptr ? p.G + p.K : 0),
+        in_place(p.edge_stride[1] == 1 && is_stored_as<C>(p.storage)), edges(inputs), bases(p.N * chunk * lanes * M),
+        line(chunk * lanes * M), of_base(chunk * lanes), lane(M * lanes) {
+    for (int64_t k = 0; k < M * lanes; ++k) lane[k] = int32_t(k / M);
   }
 
-  // Returns the sum of every record, in the order of the features.
-  V<C> sum_records(const C* records) const {
-    V<C> sum = {};
-    if constexpr (RECORD > 0) {
-      V<C> v[RECORD];
-      for (int k = 0; k < RECORD; ++k) v[k] = load(records + k * lanes);
-      records_to_lanes<C, RECORD>(v);
-      for (int k = 0; k < RECORD; ++k) sum += v[k];
-      return sum;
+  void add(int64_t group, int64_t first, int64_t count) {
+    if (M > 0 && first != spread_from) spread_bases(first, count);
+    spread_from = first;
+    C gradient[kFewRows];
+    for (int64_t o = group * kOutputGroup; o < smaller((group + 1) * kOutputGroup, p.O); ++o) {
+      read_gradient(p, o, gradient);
+      C* const in_tensor = static_cast<C*>(p.spline_weight_gradient) + (o * p.edge_stride[0] + first * lanes) * M;
+      for (int64_t b = 0; b < count; ++b) {
+        fill_base(first + b, b, gradient);
+        if (M == 0) continue;
+        const bool whole = inputs.features_of(first + b) == lanes;
+        fill_block(o, first + b, b, count, gradient, (in_place && whole ? in_tensor : line.data) + b * lanes * M);
+        if (in_place && !whole) __builtin_memcpy(in_tensor + b * lanes * M, &line[b * lanes * M], size_t(inputs.features_of(first + b) * M) * sizeof(C));
+      }
+      write_edges(p, o, first, count, of_base.data, 1, p.base_weight_gradient);
+      if (M > 0 && !in_place) write_edges(p, o, first, count, line.data, M, p.spline_weight_gradient);
     }
-    for (int lane = 0; lane < lanes; ++lane)
-      for (int k = 0; k < inputs.record; ++k) sum[lane] += records[lane * inputs.record + k];
-    return sum;
   }
 
-  // Computes the gradients that depend on no weight except the scaler, those of base_weight and spline_weight. The gradients of the
-  // chunk's coefficients start at `to`. The chunk has `left` features from this block on.
-  void fill_block(int64_t o, int64_t block, int64_t b, int64_t left, const C* gradient, C* to) {
-    V<C> base_gradient = {};
-    for (int64_t n = 0; n < p.N; ++n) base_gradient += broadcast(gradient[n]) * load(inputs.base_value(n, block));
-    store<C>(&of_base[b * lanes], base_gradient);
-    if (p.spline_weight_gradient == nullptr) return;
+ private:
+  void spread_bases(int64_t first, int64_t count) {
+    const bool spreads_nan = inputs.layer.live > 0 && inputs.layer.tables.degree > 0;
+    __builtin_memset(bases.data, 0, size_t(p.N * count * lanes * M) * sizeof(C));
+    for (int64_t n = 0; n < p.N; ++n)
+      for (int64_t b = 0; b < count; ++b) {
+        const int32_t* row = &inputs.first_rows[(n * inputs.blocks + first + b) * lanes];
+        for (int64_t f = 0; f < inputs.features_of(first + b); ++f) {
+          C* to = &bases[((n * count + b) * lanes + f) * M];
+          const C* value = inputs.value(n, first + b) + f * inputs.record;
+          for (int k = 0; k < inputs.layer.live; ++k) to[row[f] + k] = value[k];
+          // If x is not finite, every basis of the dense formula is NaN, not only the rows read here.
+          const bool is_nan = spreads_nan && inputs.finite[n * inputs.blocks + first + b] == 0 && value[0] != value[0];
+          for (int64_t m = 0; is_nan && m < M; ++m) to[m] = value[0];
+        }
+      }
+  }
+
+  void fill_base(int64_t block, int64_t b, const C* gradient) {
+    V<C> sum = {};
+    for (int64_t n = 0; n < p.N; ++n) sum += broadcast(gradient[n]) * load(inputs.base_value(n, block));
+    store<C>(&of_base[b * lanes], sum);
+  }
+
+  // The M coefficients of as many features as there are lanes fill M vectors.
+  void fill_block(int64_t o, int64_t block, int64_t b, int64_t count, const C* gradient, C* to) {
     edges.at(block);
     const V<C> scale = edges.scale(o);
     C factor[kFewRows * lanes];
-    const int64_t rows = p.N, row_size = line_size(), coefficients = M;
+    const int64_t rows = p.N, row_size = count * lanes * M;
+    const C* const from = &bases[b * lanes * M];
     for (int64_t n = 0; n < rows; ++n) store<C>(factor + n * lanes, broadcast(gradient[n]) * scale);
-    const auto sum = [&](const C* own_bases, int64_t f) __attribute__((always_inline)) {
-      V<C> value = {};
+    const auto fill = [&](auto factor_of) __attribute__((always_inline)) {
+      for (int64_t k = 0; k < M * lanes; k += lanes) {
+        V<C> value = {};
 #pragma GCC unroll 1  // unrolling for kFewRows rows would compute all addresses even for one row
-      for (int64_t n = 0; n < rows; ++n) value += broadcast(factor[n * lanes + f]) * load(own_bases + n * row_size);
-      return value;
+        for (int64_t n = 0; n < rows; ++n) value += factor_of(factor + n * lanes, k) * load(from + n * row_size + k);
+        store<C>(to + k, value);
+      }
     };
-    const C* from = &bases[b * lanes * M];
-    // A vector may extend into the following edges, which are written later, but not into the edges of another thread.
-    const int64_t features = edges.features, reached = divide_up(divide_up(M, lanes) * lanes, M) - 1;
-    const int64_t whole = to == line.data ? features : smaller(features, at_least_zero(left - reached));
-    to += b * lanes * M;
-    for (int64_t f = 0; f < whole; ++f, from += coefficients, to += coefficients)
-      for (int64_t m = 0; m < coefficients; m += lanes) store<C>(to + m, sum(from + m, f));
-    for (int64_t f = whole; f < features; ++f, from += coefficients, to += coefficients)
-      for (int64_t m = 0; m < coefficients; m += lanes) {
-        C value[lanes];
-        store<C>(value, sum(from + m, f));
-        for (int64_t k = 0; k < smaller(lanes, coefficients - m); ++k) to[m + k] = value[k];
-      }
-  }
-
-  void write_factors(int64_t o, int64_t first, int64_t count, const C* from, void* to) const {
-    if (to != nullptr) write(o, first, count, from, 1, to);
-  }
-
-  // Writes `width` numbers per feature of the blocks to the gradients of their edges to output o.
-  [[gnu::noinline]] void write(int64_t o, int64_t first, int64_t count, const C* from, int64_t width, void* to) const {
-    const int64_t i0 = first * lanes, features = smaller(count * lanes, p.I - i0);
-    const int64_t step = p.edge_stride[1], start = o * p.edge_stride[0] + i0 * step;
-    if (step == 1)
-      write_rows(p.storage, from, 0, 1, features * width, to, 0, start * width, 0);
+    if (M % lanes == 0)
+      fill([&](const C* factors, int64_t k) __attribute__((always_inline)) { return broadcast(factors[lane[k]]); });
     else
-      for (int64_t f = 0; f < features; ++f) write_rows(p.storage, from + f * width, 0, 1, width, to, 0, (start + f * step) * width, 0);
-  }
-
-  void write_input_gradient(int64_t first, int64_t count) {
-    for (int64_t n = 0; n < p.N; ++n)
-      for (int64_t b = 0; b < count; ++b) {
-        C* const sums = &along[(n * chunk + b) * block_size];
-        const C* const slope = inputs.slope(n, first + b);
-        for (int v = 0; v < edges.vectors; ++v) store<C>(sums + v * lanes, load(sums + v * lanes) * load(slope + v * lanes));
-        C result[lanes];
-        store<C>(result, sum_records(sums) + load(sums + edges.vectors * lanes) * load(inputs.base_slope(n, first + b)));
-        write_rows(p.storage, result, 0, 1, inputs.features_of(first + b), p.input_gradient, n, (first + b) * lanes, p.I);
-      }
+      fill([&](const C* factors, int64_t k) __attribute__((always_inline)) { return lookup<C, 1>(factors, load_index<C>(&lane[k])); });
   }
 };
 
@@ -502,13 +549,23 @@ template <class C>
 void few_rows_backward(const TiledLayer<C>& layer, ParallelFor parallel_for) {
   const Problem& p = layer.problem;
   const FewRowsInputs<C> inputs(layer, parallel_for);
-  const int64_t chunk = smaller(32, at_least_one(inputs.blocks / 8)), chunks = divide_up(inputs.blocks, chunk);
-  const int64_t work = kFewRowsWait * chunk * p.O * (p.N * (2 * inputs.record + 2) + p.G + p.K);
+  const int64_t rows = at_least_one(p.N);
   with_record_size<C>(layer.live, [&](auto record) {
-    run_parallel(parallel_for, chunks, work, [&](int64_t begin, int64_t end) {
-      FewRowsGradients<C, decltype(record)::value> gradients(inputs, chunk);
-      for (int64_t c = begin; c < end; ++c) gradients.add(c * chunk, smaller(chunk, inputs.blocks - c * chunk));
-    });
+    using Reader = FewRowsReader<C, decltype(record)::value>;
+    // The edges are read before the gradients are written: interleaved, loads would wait for stores at a multiple of 4 KiB away, which
+    // is where the edges of the next output often are.
+    if (p.input_gradient != nullptr || p.spline_scaler_gradient != nullptr) {
+      const int64_t size = Reader::sums_per_block(inputs);
+      Buffer<C> along(p.input_gradient != nullptr ? divide_up(p.O, kOutputGroup) * p.N * inputs.blocks * size : 0);
+      C* const sums = p.input_gradient != nullptr ? along.data : nullptr;
+      const int64_t chunk = at_least_one(kReadSums / (rows * size));
+      for_output_groups<C>(inputs, parallel_for, chunk, p.N * (2 * inputs.record + 2), [&] { return Reader(inputs, chunk, sums); });
+      if (sums != nullptr) few_rows_input_gradient<C, decltype(record)::value>(inputs, sums, parallel_for);
+    }
+    if (p.spline_weight_gradient != nullptr || p.base_weight_gradient != nullptr) {
+      const int64_t chunk = at_least_one(kWrittenBases / (rows * Simd<C>::lanes * (p.G + p.K)));
+      for_output_groups<C>(inputs, parallel_for, chunk, p.N + p.G + p.K, [&] { return FewRowsWriter<C, decltype(record)::value>(inputs, chunk); });
+    }
   });
 }
 
