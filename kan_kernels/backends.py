@@ -1,5 +1,6 @@
 """Backend selection: the C++ extension and its instruction sets, `use_backend`, `info`, and the log of fallbacks."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -228,10 +229,18 @@ def info() -> Info:
 
 
 def processor() -> str:
-    """Return the processor's model name from /proc/cpuinfo, or from Python's `platform` on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    """Return the processor's name from /proc/cpuinfo, or from Python's `platform` on other systems.
+
+    Virtual machines often hide the number of the model, e.g. "AMD EPYC". The family and model are then appended.
+    """
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name")
+    if name is None:
+        return platform.processor() or platform.machine()
+    if any(character.isdigit() for character in name) or not {"cpu family", "model"} <= fields.keys():
+        return name
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})"
