@@ -63,16 +63,41 @@ def hello(provider: str, lamb: float) -> Job:
     )
 
 
-def formulas(provider: str) -> Job:
-    """Return the search for formulas on the hello world's network after pruning, which has three edges."""
-    net = network(provider, [2, 1, 1], 5)
+def trained(provider: str, width: list[int], rows: int) -> Any:
+    """Return a network after some steps of training and a forward pass on `rows` rows, which the search for formulas reads."""
+    net = network(provider, width, 5)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2)
+        return torch.cat([y, x.prod(1, keepdim=True)], 1) if width[-1] == 2 else y
+
     with contextlib.redirect_stderr(io.StringIO()):
-        fitted(net, lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2), 2, opt="LBFGS", steps=20)()
-    net(torch.rand(1000, 2) * 2 - 1)
+        fitted(net, function, width[0], opt="LBFGS", steps=20)()
+    net(torch.rand(rows, width[0]) * 2 - 1)
+    return net
+
+
+def formulas(provider: str, width: list[int], rows: int, lib: list[str] | None = None) -> Job:
+    """Return the search for formulas. [2, 1, 1] is the hello world's network after pruning."""
+    net = trained(provider, width, rows)
 
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            net.auto_symbolic()
+            net.auto_symbolic(lib=lib)
+
+    return run
+
+
+def own_function(provider: str) -> Job:
+    """Return the fit of a function that the user has added to pykan's library."""
+    import kan
+
+    net = trained(provider, [2, 1, 1], 1000)
+    with contextlib.redirect_stdout(io.StringIO()):
+        kan.add_symbolic("erf", torch.special.erf, c=2)
+
+    def run() -> None:
+        net.fix_symbolic(0, 0, 0, "erf", verbose=False, log_history=False)
 
     return run
 
@@ -136,6 +161,7 @@ def grid_update(provider: str) -> Job:
     return lambda: layer.update_grid_from_samples(x)
 
 
+LIB = ["x", "x^2", "exp", "log", "sin", "tanh"]
 # Jobs that take seconds, each on a new network: name -> factory, runs of the peer's job (some are slow), steps per job.
 LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
     "pykan, hello world [2, 5, 1], L-BFGS, 20 steps": (lambda provider: hello(provider, 0.0), 5, 1),
@@ -143,7 +169,18 @@ LONG: dict[str, tuple[Callable[[str], Job], int, int]] = {
     "pykan, API_10 [4, 100, 100, 100, 1], Adam, lamb, a step": (wide, 2, 3),
     "pykan, Example_7, Poisson PINN [2, 2, 1], L-BFGS, a step": (poisson, 3, 2),
     "pykan, grid update of 64→64 on 10 000 rows": (grid_update, 1, 1),
-    "pykan, auto_symbolic of [2, 1, 1] on 1000 rows": (formulas, 1, 1),
+    "pykan, auto_symbolic of [2, 1, 1] on 1000 rows": (lambda provider: formulas(provider, [2, 1, 1], 1000), 1, 1),
+    "pykan, auto_symbolic of [4, 5, 2] on 1000 rows, 6 functions": (
+        lambda provider: formulas(provider, [4, 5, 2], 1000, LIB),
+        1,
+        1,
+    ),
+    "pykan, auto_symbolic of [2, 1, 1] on 10 000 rows, 6 functions": (
+        lambda provider: formulas(provider, [2, 1, 1], 10_000, LIB),
+        1,
+        1,
+    ),
+    "pykan, fix_symbolic with a function of the user's, 1000 rows": (own_function, 2, 1),
 }
 
 

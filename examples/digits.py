@@ -133,7 +133,11 @@ def _own_step_megabytes(backend: str) -> float | None:
 
 
 def row(what: str, unit: str, ours: float, reference: float, spread: str = "") -> str:
-    return f"{what:<34}{ours:>9.3g} {unit:<3}{reference:>9.3g} {unit:<3}{reference / ours:>8.1f}x  {spread}".rstrip()
+    return f"{what:<34}{number(ours):>9} {unit:<3}{number(reference):>9} {unit:<3}{reference / ours:>8.1f}x  {spread}".rstrip()
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def timed_row(what: str, seconds: dict[str, list[float]]) -> str:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from . import reference as reference
+from . import symbolic as symbolic
 from .backends import Info, info, use_backend
 from .functional import edge_norms, kan_linear
 from .interop import accelerate, restore

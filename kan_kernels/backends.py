@@ -238,9 +238,9 @@ def processor() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
-    name = fields.get("model name")
-    if name is None:
+    model = fields.get("model name")
+    if model is None:
         return platform.processor() or platform.machine()
-    if any(character.isdigit() for character in name) or not {"cpu family", "model"} <= fields.keys():
-        return name
-    return f"{name} (family {fields['cpu family']}, model {fields['model']})"
+    if any(character.isdigit() for character in model) or not {"cpu family", "model"} <= fields.keys():
+        return model
+    return f"{model} (family {fields['cpu family']}, model {fields['model']})"

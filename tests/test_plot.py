@@ -160,6 +160,21 @@ def test_names_and_title():
     assert lower.get_figheight() < figure.get_figheight()
 
 
+@pytest.mark.parametrize("widths", [(2, 3, 1), (12, 8, 2)], ids=["one row", "frames"])
+def test_labels_of_edges(widths):
+    """A label is near its box; labels of edges that are not drawn are left out."""
+    net, x = network(*widths)
+    figure = kk.plot(net, x, least=0.0, edge_labels={(0, 1, 0): "sin", (1, 0, 2): "exp", (0, 99, 0): "none"})
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    assert "none" not in texts
+    for label, edge in (("sin", "0-1-0"), ("exp", "1-0-2")):
+        box = next(patch for patch in figure.axes[0].patches if patch.get_gid() == f"box-{edge}")
+        x0, y0, wide, high = box.get_x(), box.get_y(), box.get_width(), box.get_height()
+        left, bottom = texts[label].get_position()
+        assert x0 <= left <= x0 + wide
+        assert y0 + high / 2 <= bottom <= y0 + high + 0.1
+
+
 def test_long_names_and_titles_stay_apart_and_inside():
     net, x = network(30, 2)
     names = [f"the feature of number {k}" for k in range(30)]
@@ -214,7 +229,7 @@ def test_a_dark_style_leaves_it_black_on_white():
 def test_bad_input():
     net, x = network(4, 6, 2)
     for call, error, message in [
-        (lambda: kk.plot(net.layers[0], x), TypeError, "net: expected a KAN, got KANLinear"),
+        (lambda: kk.plot(net.layers[0], x), TypeError, "net: expected a kan_kernels.KAN, got kan_kernels.nn.linear.KANLinear"),
         (lambda: kk.plot(net, x[0, :0]), ValueError, "x: expected 4 features"),
         (lambda: kk.plot(net, x[:1]), ValueError, "x: expected at least 2 rows"),
         (lambda: kk.plot(net, x * float("inf")), ValueError, "x: expected finite inputs"),
@@ -236,6 +251,13 @@ def test_bad_input():
         (lambda: kk.plot(net, x, in_names=["a", "b"]), ValueError, "in_names: expected 4 names, got 2"),
         (lambda: kk.plot(net, x, out_names=["a", 2]), TypeError, r"out_names\[1\]: expected a string, got int"),
         (lambda: kk.plot(net, x, title=3), TypeError, "title: expected a string or None, got int"),
+        (lambda: kk.plot(net, x, edge_labels=["a"]), TypeError, "edge_labels: expected a mapping or None, got list"),
+        (lambda: kk.plot(net, x, edge_labels={(0, 1): "a"}), ValueError, r"edge_labels: expected keys .* got \(0, 1\)"),
+        (
+            lambda: kk.plot(net, x, edge_labels={(0, 1, 0): 1}),
+            TypeError,
+            r"edge_labels\[\(0, 1, 0\)\]: expected a string, got int",
+        ),
     ]:
         with pytest.raises(error, match=message):
             call()

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..grid.knots import Quantiles
-from ..utils.checks import check_choice, check_number, check_parameters, check_rows, check_size
+from ..symbolic import SymbolicKAN
+from ..symbolic.suggest import Lib, checked_search
+from ..utils.checks import check_choice, check_layer_dtype, check_number, check_parameters, check_rows, check_size
 from ..utils.dtensor import check_not_fully_sharded, check_whole
 from . import pruning
+from .formulas import symbolic_network
 from .linear import KANLinear, activation_module, checked_range
 from .regularization import METRICS, Metric, loss_arguments, norm_loss
 
@@ -243,6 +246,43 @@ class KAN(nn.Module):
         new = copy.deepcopy(self)
         cut = pruning.prune(new._kan_layers(), rows, node_th, edge_th)
         return new, cut
+
+    def symbolic(
+        self,
+        x: Tensor,
+        lib: Lib = None,
+        *,
+        a_range: Sequence[float] = (-10, 10),
+        b_range: Sequence[float] = (-10, 10),
+        weight_simple: float = 0.8,
+        r2_threshold: float = 0.0,
+        progress: bool = True,
+    ) -> SymbolicKAN:
+        """Return a new network in which every edge is a function c f(a x + b) + d, where f fits it best on x (..., I).
+
+        The rule is that of pykan's `auto_symbolic`: the first of `symbolic.suggest` for the inputs that each layer gets when
+        this network is applied to x. The parameters of the result are a, b, c and d; train it to refine them. Masked edges
+        are omitted. This network does not change.
+
+        Args:
+            x: finite, at least two rows.
+            lib, a_range, b_range, weight_simple: see `symbolic.suggest`.
+            r2_threshold: at most 1; edges whose r2 is smaller stay splines, and `SymbolicKAN.formula` then refuses.
+            progress: whether a search of more than two seconds shows a progress bar on a terminal, if tqdm is installed.
+
+        Raises:
+            TypeError, ValueError: an argument is invalid (the message names it), a layer is not a `KANLinear` or is sharded,
+                or an edge that is not masked is constant on x.
+        """
+        check_whole("symbolic", self)
+        for position, layer in enumerate(self.layers):
+            if not isinstance(layer, KANLinear):
+                raise ValueError(f"layers[{position}]: expected a KANLinear, got {type(layer).__name__}")
+        rows = check_rows(x, self.layers[0].in_features, 2)
+        check_layer_dtype(x, self.layers[0].spline_weight)
+        search = checked_search(lib, a_range, b_range, weight_simple)
+        check_number("r2_threshold", r2_threshold, high=1.0)
+        return symbolic_network(list(self.layers), rows, search, r2_threshold, progress)
 
     @classmethod
     def from_efficient_kan(

@@ -34,12 +34,13 @@ _LIGHTEST_LINE, _LIGHTEST = 0.9, 0.72  # grey level for opacity 0
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a figure: node opacities and names per row, edges per layer, and the title."""
+    """The content of a figure: node opacities and names per row, edges per layer, the title, and labels of edges."""
 
     nodes: list[dict[int, float]]
     edges: list[list[ShownEdge]]
     names: list[list[str]]
     title: str | None
+    labels: dict[tuple[int, int, int], str]  # by (layer, output, input)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def draw(content: Content, curve: Curve, width: float | None, height: float | No
         _draw_lines(axes, content, level, band, places)
         _draw_frames(axes, band)
         _draw_boxes(axes, level, band, _box_texts(figure, content, level, band), curve)
+        _draw_labels(axes, content, level, band)
     for level, of_row in enumerate(places):
         _draw_nodes(axes, content, level, of_row, node_size(len(of_row), width))
     _draw_names(axes, shown[0], places[0], below, -radius)
@@ -165,6 +167,21 @@ def _draw_boxes(axes: "Axes", level: int, band: Band, texts: Sequence[str], curv
         axes.plot(along, up, color=color, linewidth=thickness, solid_capstyle="round", zorder=4, gid=f"curve-{ids}")
         if band.frames:
             axes.text(place.middle, place.top + 0.015, text, size=_SMALL, color="0.35", ha="center", va="bottom", zorder=4)
+
+
+def _draw_labels(axes: "Axes", content: Content, level: int, band: Band) -> None:
+    """Draw the labels of edges: above the left corner of the box, or inside the box if boxes are in frames."""
+    for box in band.boxes:
+        label = content.labels.get((level, box.edge.out, box.edge.in_))
+        if label is None:
+            continue
+        place = box.place
+        if band.frames:
+            axes.text(place.left + 0.015, place.top - 0.01, label, size=_SMALL, color="black", ha="left", va="top", zorder=5)
+        else:
+            axes.text(
+                place.middle + 0.04, place.top + 0.02, label, size=_FOOT, color="black", ha="left", va="bottom", zorder=5
+            )
 
 
 def _box_texts(figure: "Figure", content: Content, level: int, band: Band) -> list[str]:

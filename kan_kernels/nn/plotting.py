@@ -1,12 +1,12 @@
 """`plot`: draw a network as in the KAN paper, with the curve of every edge's function."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..utils.checks import check_number, check_rows
+from ..utils.checks import check_number, check_rows, class_name
 from ..utils.dtensor import check_whole
 from .kan import KAN
 from .plot_drawing import Content, draw
@@ -30,6 +30,7 @@ def plot(
     in_names: Sequence[str] | None = None,
     out_names: Sequence[str] | None = None,
     title: str | None = None,
+    edge_labels: Mapping[tuple[int, int, int], str] | None = None,
 ) -> "Figure":
     """Draw a network: nodes in rows with the inputs at the bottom, and a small curve of every edge's function.
 
@@ -53,6 +54,8 @@ def plot(
         in_names, out_names: layers_hidden[0] and layers_hidden[-1] strings, by default x and y with indices. Long names are
             rotated; if they still do not fit, only every n-th name is drawn.
         title: text above the network, wrapped to the width of the figure.
+        edge_labels: texts for the curves of edges by (layer, out_feature, in_feature), e.g. `SymbolicKAN.functions`. Texts for
+            edges that are not drawn are ignored.
 
     Returns:
         A matplotlib Figure, e.g. for `plot(net, x).savefig("net.pdf")`. Its artists have ids (`get_gid()`), which are kept in
@@ -64,7 +67,7 @@ def plot(
     """
     if not isinstance(net, KAN):
         hint = "KAN.from_pykan and KAN.from_efficient_kan convert other networks"
-        raise TypeError(f"net: expected a KAN, got {type(net).__name__}; {hint}")
+        raise TypeError(f"net: expected a kan_kernels.KAN, got {class_name(net)}; {hint}")
     check_whole("plot", net)
     layers = net._kan_layers()
     rows = check_rows(x, layers[0].in_features, 2)
@@ -78,6 +81,7 @@ def plot(
     ]
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title: expected a string or None, got {type(title).__name__}")
+    labels = _checked_labels(edge_labels)
 
     scores = net.attribute(rows)
     edges = _shown([_opacity(of_layer, beta) for of_layer in scores.edges], least)
@@ -94,7 +98,7 @@ def plot(
         points = torch.linspace(low, high, _POINTS, dtype=x.dtype, device=x.device)
         return points.tolist(), layers[level].edge(edge.out, edge.in_)(points).tolist()
 
-    return draw(Content(nodes, edges, names, title), curve, width, height)
+    return draw(Content(nodes, edges, names, title, labels), curve, width, height)
 
 
 def _opacity(scores: Tensor, beta: float) -> Tensor:
@@ -125,6 +129,19 @@ def _checked_size(size: Any) -> tuple[float | None, float | None]:
     for position, length in enumerate(size):
         check_number(f"size[{position}]", length, *_SIZES)
     return float(size[0]), float(size[1])
+
+
+def _checked_labels(labels: Any) -> dict[tuple[int, int, int], str]:
+    if labels is None:
+        return {}
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"edge_labels: expected a mapping or None, got {type(labels).__name__}")
+    for place, label in labels.items():
+        if not isinstance(place, tuple) or len(place) != 3:
+            raise ValueError(f"edge_labels: expected keys (layer, out_feature, in_feature), got {place!r}")
+        if not isinstance(label, str):
+            raise TypeError(f"edge_labels[{place}]: expected a string, got {type(label).__name__}")
+    return dict(labels)
 
 
 def _checked_names(argument: str, names: Any, count: int, letter: str) -> list[str]:

@@ -31,6 +31,7 @@ def affine_fit(
     formula: str | None = None,
     grid_number: int = 101,
     iterations: int = 3,
+    dtype: torch.dtype | None = None,
 ) -> AffineFit:
     """Fit y = c fun(a x + b) + d.
 
@@ -43,6 +44,7 @@ def affine_fit(
         fun: an elementwise function of tensors of any shape.
         a_range, b_range: the ends of the first ranges.
         formula: the name of fun in `reference.FORMULAS`, which has a kernel, "0" for a constant, or None.
+        dtype: of the numbers a and b in the grid, the default dtype if None, as in pykan.
 
     Raises:
         ValueError: x and y are not one-dimensional tensors of the same length, at least 1.
@@ -59,8 +61,8 @@ def affine_fit(
     constant = formula == "0" or not bool(target.any())  # so is the y of a masked edge
     at_boundary = False
     for iteration in range(iterations):
-        a = torch.linspace(*a_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
-        b = torch.linspace(*b_range, steps=grid_number, device=x.device)  # type: ignore[arg-type]
+        a = torch.linspace(*a_range, steps=grid_number, device=x.device, dtype=dtype)  # type: ignore[arg-type]
+        b = torch.linspace(*b_range, steps=grid_number, device=x.device, dtype=dtype)  # type: ignore[arg-type]
         if constant:
             r2 = torch.zeros(grid_number, grid_number, dtype=torch.float64, device=x.device)
         elif formula is None or uses_reference(x):
@@ -79,7 +81,7 @@ def affine_fit(
             b_range = (b[best_b - 1], b[best_b + 1])
     best = torch.stack([a[best_a], b[best_b]]).double()
     values = torch.nan_to_num(fun(best[0] * exact_x + best[1]))
-    c, d = _least_squares(values, exact_y)
+    c, d = least_squares(values, exact_y)
     return AffineFit(torch.cat([best, torch.stack([c, d])]), r2[best_a, best_b].to(y.dtype), at_boundary)
 
 
@@ -87,8 +89,8 @@ def _end_of(cells: Tensor, best: int) -> Range:
     return (cells[0], cells[1]) if best == 0 else (cells[-2], cells[-1])
 
 
-def _least_squares(values: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slope and the intercept of y over values; the slope is 0 if the values are constant."""
+def least_squares(values: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return c and d, the slope and the intercept of y over values; the slope is 0 if the values are constant."""
     centred = values - values.mean()
     square = centred.square().sum()
     c = torch.where(square > 0, (centred * (y - y.mean())).sum() / square, 0.0)

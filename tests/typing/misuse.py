@@ -20,3 +20,4 @@ kk.use_backend("fast")  # error
 kk.accelerate([net])  # error
 kk.accelerate(net).depht()  # error
 kk.paralel.ColwiseKAN()  # error
+net.symbolic(x, lib=[torch.sin])  # error

@@ -133,6 +133,25 @@ def functions(call: Callable[[Tensor], Tensor]) -> None:
     assert_type(kk.edge_norms(x, weight, grid, base, "std", spline_scaler=base), Tensor)
 
 
+def formulas() -> None:
+    x, y = torch.rand(10), torch.rand(10)
+    erf = kk.symbolic.Function("erf", torch.special.erf, complexity=2)
+    best = kk.symbolic.suggest(x, y, lib=["sin", erf], a_range=(-1, 1), weight_simple=0.5)[0]
+    assert_type(best, kk.symbolic.Candidate)
+    assert_type(best.name, str)
+    assert_type(best.r2, float)
+    assert_type(best(x), Tensor)
+    net = kk.KAN([2, 1])
+    found = net.symbolic(torch.rand(10, 2), ("x",), r2_threshold=0.9)
+    assert_type(found, kk.symbolic.SymbolicKAN)
+    assert_type(found(x), Tensor)
+    assert_type(found.functions, dict[tuple[int, int, int], str])
+    for edge in found.report():
+        assert_type(edge.function, str | None)
+    print(found.report(), found.formula(["x", "y"], digits=4)[0])
+    kk.plot(net, x, edge_labels=found.functions)
+
+
 def peers() -> None:
     model = kk.accelerate(Peer(), verbose=True)
     assert_type(model, Peer)
