@@ -15,6 +15,8 @@ STABLE_TORCH_LIBRARY_IMPL(kan_kernels, CPU, m) {
   m.impl("spline_backward_input", TORCH_BOX(&kan::spline_backward_input));
   m.impl("spline_backward_weight", TORCH_BOX(&kan::spline_backward_weight));
   m.impl("spline_backward", TORCH_BOX(&kan::spline_backward));
+  m.impl("spline_channels", TORCH_BOX(&kan::spline_channels));
+  m.impl("spline_channels_backward", TORCH_BOX(&kan::spline_channels_backward));
   m.impl("edge_l1", TORCH_BOX(&kan::edge_l1));
   m.impl("edge_l1_backward", TORCH_BOX(&kan::edge_l1_backward));
   m.impl("basis_moments", TORCH_BOX(&kan::basis_moments));

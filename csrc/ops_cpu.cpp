@@ -197,6 +197,34 @@ int64_t degree_of(const Tensor& spline_weight, const Tensor& grid) {
   return grid.size(1) - spline_weight.size(2) - 1;
 }
 
+// Builds the problem of a layer's channels; `planes` keeps the memory that it points at.
+Channels channels_of(const Tensor& x, const Tensor& w, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
+                     const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation,
+                     const std::vector<int64_t>& channels, const std::vector<int64_t>& orders, std::vector<Plane>& planes) {
+  Channels c{};
+  c.problem = problem_of(x, spline_weight.dim() == 3 ? spline_weight.size(0) : 0, grid, degree_of(spline_weight, grid), activation, 0);
+  read_weights(c.problem, spline_weight, spline_scaler, base_weight);
+  c.planes = int(channels.size());
+  const Problem& p = c.problem;
+  const Operand all = operand(w, "w", {c.planes, p.N, p.I}, p.storage);
+  STD_TORCH_CHECK(channels.size() == orders.size() && w.is_contiguous(), "kan_kernels: w must be contiguous, with an order for every channel");
+  const int64_t bytes = p.N * p.I * int64_t(w.element_size());
+  c.count = 1;
+  for (int k = 0; k < c.planes; ++k) {
+    STD_TORCH_CHECK(channels[k] >= 1 && channels[k] <= c.planes && orders[k] >= 1 && orders[k] <= kMaxChannelOrder,
+                    "kan_kernels: expected channels from 1 on, without gaps, and orders from 1 to ", kMaxChannelOrder);
+    Operand plane;
+    plane.data = static_cast<const char*>(all.data) + k * bytes;
+    plane.stride[0] = p.I;
+    plane.stride[1] = 1;
+    planes.push_back({plane, int(channels[k]), int(orders[k])});
+    c.count = channels[k] >= c.count ? int(channels[k]) + 1 : c.count;
+    c.largest_order = orders[k] > c.largest_order ? int(orders[k]) : c.largest_order;
+  }
+  c.plane = planes.data();
+  return c;
+}
+
 }  // namespace
 
 int select_instruction_set(int level) {
@@ -264,6 +292,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
   p.input_gradient_of_next_order = true;
   kernels().backward(p, parallel_for);
   return {input_gradient, gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
+}
+
+Tensor spline_channels(const Tensor& x, const Tensor& w, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
+                       const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation,
+                       const std::vector<int64_t>& channels, const std::vector<int64_t>& orders) {
+  std::vector<Plane> planes;
+  Channels c = channels_of(x, w, spline_weight, spline_scaler, grid, base_weight, activation, channels, orders, planes);
+  const Problem& p = c.problem;
+  if (is_trivial(p)) return new_zeros(x, {c.count, p.N, p.O});
+  Tensor y = new_empty(x, {c.count, p.N, p.O});
+  c.problem.y = y.mutable_data_ptr();
+  kernels().channels(c, parallel_for);
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spline_channels_backward(
+    const Tensor& x, const Tensor& w, const Tensor& g, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const std::vector<int64_t>& channels,
+    const std::vector<int64_t>& orders, bool need_input, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight) {
+  std::vector<Plane> planes;
+  Channels c = channels_of(x, w, spline_weight, spline_scaler, grid, base_weight, activation, channels, orders, planes);
+  Problem& p = c.problem;
+  const Operand of_channel = operand(g, "g", {c.count, p.N, p.O}, p.storage);
+  STD_TORCH_CHECK(g.is_contiguous(), "kan_kernels: g must be contiguous");
+  p.g.data = of_channel.data;
+  p.g.stride[0] = of_channel.stride[1];
+  p.g.stride[1] = of_channel.stride[2];
+  WeightGradients gradients(p, x, need_spline_weight, need_spline_scaler, need_base_weight);
+  const bool computes_input = need_input && !is_trivial(p);
+  Tensor input_gradient = !need_input ? new_empty(x, {0}) : computes_input ? new_empty(x, {p.N, p.I}) : new_zeros(x, {p.N, p.I});
+  Tensor plane_gradient = !need_input      ? new_empty(x, {0})
+                          : computes_input ? new_empty(x, {c.planes, p.N, p.I})
+                                           : new_zeros(x, {c.planes, p.N, p.I});
+  if (computes_input) {
+    p.input_gradient = input_gradient.mutable_data_ptr();
+    c.plane_gradient = plane_gradient.mutable_data_ptr();
+  }
+  if (!is_trivial(p)) kernels().channels_backward(c, parallel_for);
+  return {input_gradient, plane_gradient, gradients.spline_weight, gradients.spline_scaler, gradients.base_weight};
 }
 
 Tensor edge_l1(const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,

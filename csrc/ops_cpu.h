@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace kan {
 
@@ -28,6 +29,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(
     const Tensor& x, const std::optional<Tensor>& w, const Tensor& g, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
     const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation, int64_t derivative,
     bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
+
+Tensor spline_channels(const Tensor& x, const Tensor& w, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler,
+                       const Tensor& grid, const std::optional<Tensor>& base_weight, const std::string& activation,
+                       const std::vector<int64_t>& channels, const std::vector<int64_t>& orders);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spline_channels_backward(
+    const Tensor& x, const Tensor& w, const Tensor& g, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
+    const std::optional<Tensor>& base_weight, const std::string& activation, const std::vector<int64_t>& channels,
+    const std::vector<int64_t>& orders, bool need_input, bool need_spline_weight, bool need_spline_scaler, bool need_base_weight);
 
 Tensor edge_l1(const Tensor& x, const Tensor& spline_weight, const std::optional<Tensor>& spline_scaler, const Tensor& grid,
                const std::optional<Tensor>& base_weight, const std::string& activation);

@@ -65,6 +65,22 @@ struct AffineCells {
   double* r2;                // (A, B)
 };
 
+// Adds w times the derivatives of an order, at least 1, of the edges' functions to a channel, at least 1.
+struct Plane {
+  Operand w;  // (N, I)
+  int channel, order;
+};
+
+constexpr int kMaxChannelOrder = 4;
+
+// A layer and sums of its derivatives. Channel 0 is the layer itself.
+struct Channels {
+  Problem problem;  // of order 0; y is (channels, N, O), g is (channels * N, O)
+  int count, planes, largest_order;
+  const Plane* plane;
+  void* plane_gradient = nullptr;  // (planes, N, I), contiguous; computed if problem.input_gradient is
+};
+
 // Runs body(begin, end, context) over [0, count) in ranges of at least `grain`, on the caller's thread pool.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
@@ -78,6 +94,8 @@ struct KernelSet {
   void (*moments_backward)(const Problem&, ParallelFor);
   void (*affine_cells)(const AffineCells&, ParallelFor);
   void (*edge_std)(const Problem&, ParallelFor);  // computes the gradients instead if Problem::edge_std is null
+  void (*channels)(const Channels&, ParallelFor);
+  void (*channels_backward)(const Channels&, ParallelFor);
 };
 
 extern const KernelSet kBaselineKernels;

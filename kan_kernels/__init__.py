@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from . import reference as reference
 from . import symbolic as symbolic
 from .backends import Info, info, use_backend
+from .differential import derivatives, hessian, laplacian, register_derivative_rule
 from .functional import edge_norms, kan_linear
 from .interop import accelerate, restore
 from .nn import KAN, AttributionScores, Edge, KANLinear, PruneResult, plot
@@ -18,10 +19,14 @@ __all__ = [
     "KANLinear",
     "PruneResult",
     "accelerate",
+    "derivatives",
     "edge_norms",
+    "hessian",
     "info",
     "kan_linear",
+    "laplacian",
     "plot",
+    "register_derivative_rule",
     "restore",
     "use_backend",
 ]

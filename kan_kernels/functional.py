@@ -1,7 +1,7 @@
 """Functional interface: `kan_linear`, a KAN layer, and `edge_norms`, a norm of every edge. They check, cast and dispatch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -154,6 +154,35 @@ def kan_form(
             x, None, spline_weight, spline_scaler, grid.detach(), base_weight, activation, derivative
         )
     return spline_forward(x, None, spline_weight, spline_scaler, grid, base_weight, activation, derivative)
+
+
+def kan_channels(
+    x: Tensor,
+    planes: Sequence[Tensor],
+    channels: Sequence[int],
+    orders: Sequence[int],
+    spline_weight: Tensor,
+    grid: Tensor,
+    base_weight: Tensor | None,
+    spline_scaler: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """Return `kan_linear` (N, O) of x (N, I) for a fused b, and sums of its derivatives, (C, N, O).
+
+    Channel channels[p] is a sum with the term sum_i planes[p][n,i] phi^(orders[p])(x[n,i]), see `reference.spline_channels`.
+    """
+    grid = autocast_knots(x, grid)
+    x, spline_weight, base_weight, spline_scaler, *planes = autocast(x, spline_weight, base_weight, spline_scaler, *planes)
+    refusal = refused(check_kan_linear, x, spline_weight, grid, base_weight, spline_scaler, activation)
+    if refusal is not None:
+        return refusal
+    if not planes:
+        return kan_form(x, spline_weight, spline_scaler, grid.detach(), base_weight, activation, 0).unsqueeze(0)
+    arguments = (torch.stack(list(planes)), spline_weight, spline_scaler, grid.detach(), base_weight, activation)
+    channels, orders = list(channels), list(orders)
+    if computes_on_reference(x):
+        return reference.spline_channels(x, *arguments, channels, orders)
+    return ops.spline_channels(x, *arguments, channels, orders)
 
 
 def base_values(base_activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

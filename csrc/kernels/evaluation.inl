@@ -82,6 +82,13 @@ struct EvaluationScratch {
     return layer.problem.derivative > 0 ? inputs_of(values.data, f, ValueSum::zero) : inputs(f);
   }
 
+  // Returns the inputs of feature f of those evaluated last for other values in the same layout, which begin at v.
+  Inputs<C> inputs_of(const C* v, int64_t f, ValueSum value_sum) const {
+    const Runs runs = sorted.runs(f);
+    return {v + values_before(f), sorted.keys(f), row_count, live, runs, by_run ? in_order.data : runs.order,
+            layer.buckets() - 1, interior[f] != 0, value_sum};
+  }
+
   bool is_finite(int64_t feature) const {
     Index<C> bad = {};
     for (int b = 0; b < padded; b += Simd<C>::lanes) bad |= non_finite<C>(load(&x[feature * room + b]));
@@ -100,12 +107,6 @@ struct EvaluationScratch {
     const int64_t own = values_before(f);
     return {points, layer.problem.w.data != nullptr ? weights : nullptr, padded, &values[own], with_slopes ? &slopes[own] : nullptr,
             kValueStride, sorted.keys(f)};
-  }
-
-  Inputs<C> inputs_of(const C* v, int64_t f, ValueSum value_sum) const {
-    const Runs runs = sorted.runs(f);
-    return {v + values_before(f), sorted.keys(f), row_count, live, runs, by_run ? in_order.data : runs.order,
-            layer.buckets() - 1, interior[f] != 0, value_sum};
   }
 
   // Evaluates sorted feature f of the group, which is feature `read` of those read. Replaces the keys of its runs, which are

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import log_fallback
-from ..functional import base_activation_of, kan_linear, refused_dtype
+from ..functional import BaseActivation, base_activation_of, kan_linear, refused_dtype
 from ..grid.knots import data_knots
 from ..grid.refit import transfer_matrix, transferred
 from ..nn.linear import KANLinear
@@ -58,18 +58,13 @@ class FusedKANLinear(Fused):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        held = self._parameters
-        try:  # attribute access of nn.Module would take a quarter of a small layer's forward
-            weight, base_weight, grid = held["spline_weight"], held["base_weight"], self._buffers["grid"]
-        except KeyError:  # the layer is parametrized or pruned, or its grid is a parameter
-            weight, base_weight, grid = (getattr(self, name) for name in ("spline_weight", "base_weight", "grid"))
+        weight, grid, base_weight, scaler, activation = arguments(self)
         if grid.requires_grad:
             return _with_trained_knots(self, x)
         refusal = refused_dtype(x, weight)
         if refusal is not None:
             return refusal
-        activation = self.inline_activation or base_activation_of(cast(Any, self).base_activation)
-        return kan_linear(x, weight, grid, base_weight, spline_scaler=_scaler_of(self), base_activation=activation)
+        return kan_linear(x, weight, grid, base_weight, spline_scaler=scaler, base_activation=activation)
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
@@ -85,6 +80,17 @@ class FusedKANLinear(Fused):
         knots = data_knots(rows, M - K, K, layer.grid_eps, margin, "efficient-kan").to(layer.grid.dtype)
         layer.spline_weight.copy_(transferred(layer.spline_weight, transfer_matrix(layer.grid, knots, K, rows)))
         layer.grid.copy_(knots)
+
+
+def arguments(layer: FusedKANLinear) -> tuple[Tensor, Tensor, Tensor, Tensor | None, BaseActivation]:
+    """Return spline_weight, grid, base_weight, spline_scaler and base_activation of `kan_linear` for a layer."""
+    held = layer._parameters
+    try:  # attribute access of nn.Module would take a quarter of a small layer's forward
+        weight, base_weight, grid = held["spline_weight"], held["base_weight"], layer._buffers["grid"]
+    except KeyError:  # the layer is parametrized or pruned, or its grid is a parameter
+        weight, base_weight, grid = (getattr(layer, name) for name in ("spline_weight", "base_weight", "grid"))
+    activation = layer.inline_activation or base_activation_of(cast(Any, layer).base_activation)
+    return weight, grid, base_weight, _scaler_of(layer), activation
 
 
 class FusedWithSiLU(FusedKANLinear):

@@ -1,6 +1,7 @@
 """The operators, differentiable to any order. Importing this package registers them with torch."""
 
 from . import autograd as autograd
+from . import channels_autograd as channels_autograd
 from . import edge_autograd as edge_autograd
 from .library import (
     MAX_DERIVATIVE,
@@ -14,6 +15,8 @@ from .library import (
     spline_backward,
     spline_backward_input,
     spline_backward_weight,
+    spline_channels,
+    spline_channels_backward,
     spline_forward,
 )
 
@@ -29,5 +32,7 @@ __all__ = [
     "spline_backward",
     "spline_backward_input",
     "spline_backward_weight",
+    "spline_channels",
+    "spline_channels_backward",
     "spline_forward",
 ]

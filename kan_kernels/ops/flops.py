@@ -65,11 +65,24 @@ def _moments(x, grid, order, *_, **__) -> int:
     return _products(x, 1, (order + 1) * (order + 8) // 2)  # half of a symmetric band, and a border of three
 
 
+def _channels(x, w, spline_weight, spline_scaler, grid, base_weight, *_, **__) -> int:
+    return (1 + w[0]) * _forward(x, None, spline_weight, spline_scaler, grid, base_weight)
+
+
+def _channels_backward(x, w, g, spline_weight, spline_scaler, grid, base_weight, *rest, **_) -> int:
+    need_input, need_spline_weight, need_spline_scaler, need_base = rest[-4:]
+    of_input = need_input * (1 + 2 * w[0]) * _forward(x, None, spline_weight, spline_scaler, grid, base_weight)
+    live = _live(spline_weight, grid)
+    return of_input + g[0] * _of_parameters(x, g[2], live, need_spline_weight, need_spline_scaler, need_base)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
     "spline_forward": _forward,
     "spline_backward_input": _forward,
     "spline_backward_weight": _backward_weight,
     "spline_backward": _backward,
+    "spline_channels": _channels,
+    "spline_channels_backward": _channels_backward,
     "edge_l1": _edge_l1,
     "edge_l1_backward": _edge_l1_backward,
     "basis_moments": _moments,

@@ -79,11 +79,22 @@ def _affine_cells_shape(x, target, function, a, b):
     return x.new_empty(a.shape[0], b.shape[0])
 
 
+def _channels_shape(x, w, spline_weight, spline_scaler, grid, base_weight, activation, channels, orders):
+    return x.new_empty(max(channels, default=0) + 1, x.shape[0], spline_weight.shape[0])
+
+
+def _channels_backward_shape(x, w, g, spline_weight, spline_scaler, grid, base_weight, activation, channels, orders, *needs):
+    of_x, of_w = (t.new_empty(t.shape if needs[0] else (0,)) for t in (x, w))
+    return of_x, of_w, *_parameter_gradients(x, spline_weight.shape, spline_weight, needs[1:])
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "spline_forward": _forward_shape,
     "spline_backward_input": _backward_input_shape,
     "spline_backward_weight": _backward_weight_shape,
     "spline_backward": _backward_shape,
+    "spline_channels": _channels_shape,
+    "spline_channels_backward": _channels_backward_shape,
     "edge_l1": _edge_l1_shape,
     "edge_l1_backward": _edge_l1_backward_shape,
     "basis_moments": _basis_moments_shape,
@@ -152,6 +163,8 @@ spline_forward = torch.ops.kan_kernels.spline_forward.default
 spline_backward_input = torch.ops.kan_kernels.spline_backward_input.default
 spline_backward_weight = torch.ops.kan_kernels.spline_backward_weight.default
 spline_backward = torch.ops.kan_kernels.spline_backward.default
+spline_channels = torch.ops.kan_kernels.spline_channels.default
+spline_channels_backward = torch.ops.kan_kernels.spline_channels_backward.default
 edge_l1 = torch.ops.kan_kernels.edge_l1.default
 edge_l1_backward = torch.ops.kan_kernels.edge_l1_backward.default
 basis_moments = torch.ops.kan_kernels.basis_moments.default

@@ -1,6 +1,7 @@
 """Reference implementation of the layer, its derivatives and its edge norms in plain torch, tested against SciPy."""
 
 from .affine_cells import FORMULAS, affine_cells, cells_of
+from .channels import spline_channels, spline_channels_backward
 from .edge_std import edge_std, edge_std_backward
 from .edges import basis_moments, basis_moments_backward, edge_l1, edge_l1_backward, edge_values
 from .spline import (
@@ -38,5 +39,7 @@ __all__ = [
     "spline_backward",
     "spline_backward_input",
     "spline_backward_weight",
+    "spline_channels",
+    "spline_channels_backward",
     "spline_forward",
 ]

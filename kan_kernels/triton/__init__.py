@@ -7,6 +7,7 @@ from .backward import spline_backward
 from .backward_input import spline_backward_input
 from .backward_weight import spline_backward_weight
 from .basis_moments import basis_moments, basis_moments_backward
+from .channels import spline_channels, spline_channels_backward
 from .edge_l1 import edge_l1, edge_l1_backward
 from .forward import spline_forward
 
@@ -18,5 +19,7 @@ __all__ = [
     "spline_backward",
     "spline_backward_input",
     "spline_backward_weight",
+    "spline_channels",
+    "spline_channels_backward",
     "spline_forward",
 ]

@@ -398,6 +398,36 @@ def _transformed_output(record: EdgeRecord, bias: Tensor, scale: Tensor) -> Tens
     return torch.addcmul(bias, scale, record.output())
 
 
+def as_layers(net: FusedMultKAN) -> tuple[list[int], list[tuple[Any, ...]]]:
+    """Return what a network without symbolic edges computes: the columns of its inputs, and for every layer four parts.
+
+    They are the arguments of `kan_linear` after x, the bias and scale of the subnodes and of the nodes, and None or the number
+    of sums and the subnodes of every product.
+
+    Raises:
+        ValueError: an edge is symbolic, or a layer is not accelerated, has hooks or trains its knots.
+    """
+    it = cast(Any, net)
+    layers = []
+    for l, layer in enumerate(it.act_fun):
+        if it.symbolic_enabled and bool((it.symbolic_fun[l].mask != 0).any()):
+            raise ValueError(f"net: expected a network without symbolic edges, got symbolic edges in layer {l}")
+        is_fused = isinstance(layer, pykan_layers.FusedKANLayer)
+        if not is_fused or is_observed(layer) or layer.grid.requires_grad:
+            raise ValueError(f"net: expected accelerated layers without hooks and trained knots, got another one as layer {l}")
+        record = pykan_layers.kernel_record(layer, layer.coef.new_zeros(1, layer.coef.shape[0]), False, None)
+        arguments = (record.spline_weight, record.grid, record.base_weight, record.spline_scaler, record.base_activation)
+        sums, products = map(int, it.width[l + 1])
+        groups = None
+        if products:
+            arities = [int(it.mult_arity)] * products if it.mult_homo else [int(a) for a in it.mult_arity[l + 1]]
+            starts = [sums + sum(arities[:j]) for j in range(products)]
+            groups = (sums, [list(range(start, start + arity)) for start, arity in zip(starts, arities, strict=True)])
+        affine = ((it.subnode_bias[l], it.subnode_scale[l]), (it.node_bias[l], it.node_scale[l]))
+        layers.append((arguments, *affine, groups))
+    return [int(k) for k in it.input_id], layers
+
+
 def _chosen(x: Tensor, ids: Tensor) -> Tensor:
     """Return the columns `ids` of x (N, inputs); negative ids count from the end."""
     check_tensor("x", x)
