@@ -242,6 +242,43 @@ def test_auto_symbolic(trained):
     torch.testing.assert_close(other(x), net(x), rtol=1e-5, atol=1e-5)
 
 
+def fitted(width, function, dtype):
+    """Return a network of pykan's after some steps of training, in the default dtype `dtype`."""
+    torch.set_default_dtype(dtype)
+    net = network(width, noise_scale=0.1)
+    x = torch.rand(100, net.width_in[0]) * 2 - 1
+    data = {"train_input": x, "train_label": function(x), "test_input": x, "test_label": function(x)}
+    quietly(net.fit, data, opt="LBFGS", steps=10, lamb=0.001)
+    net(x)
+    return net
+
+
+WHOLE = {
+    "hello world": ((2, 1, 1), lambda x: torch.exp(torch.sin(torch.pi * x[:, :1]) + x[:, 1:] ** 2), torch.float64),
+    "two outputs": ((2, 2), lambda x: torch.cat([x[:, :1].abs() + x[:, 1:], torch.tanh(3 * x[:, :1])], 1), torch.float64),
+    "float32": ((1, 2, 1), lambda x: torch.log(1.1 + x), torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_auto_symbolic_with_the_whole_library(name, float64_in_a_directory_of_its_own):
+    """The same functions as pykan's, except for functions that fit equally well, whose order is rounding in pykan."""
+    net = fitted(*WHOLE[name])
+    other = kk.accelerate(copy.deepcopy(net))
+    other(net.cache_data)
+    for each in (net, other):
+        quietly(each.auto_symbolic)
+    for level, (theirs, ours) in enumerate(zip(net.symbolic_fun, other.symbolic_fun, strict=True)):
+        for o, names in enumerate(theirs.funs_name):
+            for i, name in enumerate(names):
+                if ours.funs_name[o][i] != name:
+                    r2 = [
+                        quietly(net.fix_symbolic, level, i, o, each, verbose=False)[0] for each in (name, ours.funs_name[o][i])
+                    ]
+                    assert float(r2[0]) == pytest.approx(float(r2[1]), abs=1e-6), (name, ours.funs_name[o][i])
+                    assert library()[name][2] == library()[ours.funs_name[o][i]][2]
+
+
 def test_suggest_symbolic(trained):
     (theirs, table), (ours, our_table) = (
         quietly(net.suggest_symbolic, 0, 1, 0, lib=LIB, weight_simple=0.0) for net in trained
