@@ -36,6 +36,15 @@ template <int W, class Block>
 template <int Value>
 constexpr int number_of(Constant<Value>) { return Value; }
 constexpr int number_of(int value) { return value; }
+// The number if it is a Constant, else 0.
+template <class Count>
+struct KnownNumber {
+  static constexpr int value = 0;
+};
+template <int Value>
+struct KnownNumber<Constant<Value>> {
+  static constexpr int value = Value;
+};
 
 // Calls write(m, v) for every coefficient m, where v holds it for the edges at edge[0] + offset, edge[1] + offset, ..., one output
 // per lane.
@@ -69,6 +78,29 @@ template <class C, int W, class Count, class Read>
       store_records<C, W>([&](int r) __attribute__((always_inline)) { return edge + (k * in_vector + r) * stride + first; }, v[k],
                           number_of(outputs) - k * in_vector);
   });
+}
+
+// Writes the edges of two features, which are neighbours in memory, for as many outputs as there are lanes. An edge takes half of a
+// vector, so that a vector takes both edges of an output.
+template <class C, class Read>
+[[gnu::always_inline]] inline void write_edge_pairs(C* edges, int64_t stride, const Read& read) {
+  constexpr int W = Simd<C>::lanes / 2;
+  V<C> first[W], second[W];
+#pragma GCC unroll 8
+  for (int k = 0; k < W; ++k) {
+    first[k] = read(0, k);
+    second[k] = read(1, k);
+  }
+  lanes_to_records<C, W>(first);
+  lanes_to_records<C, W>(second);
+  Index<C> low;
+#pragma GCC unroll 16
+  for (int l = 0; l < Simd<C>::lanes; ++l) low[l] = l < W ? l : Simd<C>::lanes + l - W;
+#pragma GCC unroll 8
+  for (int k = 0; k < W; ++k) {
+    store<C>(edges + 2 * k * stride, shuffle<C>(first[k], second[k], low));
+    store<C>(edges + (2 * k + 1) * stride, shuffle<C>(first[k], second[k], low + W));
+  }
 }
 
 // Prefetches `count` elements for reading or writing.
@@ -255,7 +287,20 @@ struct EdgeWriter {
     if (has_next && !converts)
       next = {static_cast<C*>(p.spline_weight_gradient) + edge(next_output, next_feature) * M, stride, step,
               smaller(lanes, p.O - next_output), smaller(features, p.I - next_feature), M};
-    for (int64_t f = 0; f < features; ++f) {
+    int64_t f = 0;
+    // A whole line is stored at once, and a step of 256 -> 256 on 256 rows takes 5 % less than with two halves (Zen 5).
+    if constexpr (2 * W == lanes && KAN_VECTOR_BYTES == 64 && KnownNumber<Count>::value == lanes)
+      for (; bases == W && step == W && f + 1 < features; f += 2) {
+        next.template prefetch_part<true>(f);
+        next.template prefetch_part<true>(f + 1);
+        const C* rows = sums + f * feature_size;
+        const bool scales = p.spline_scaler.data != nullptr;
+        const V<C> factor[2] = {scales ? load(&scale[f * lanes]) : broadcast(C(1)), scales ? load(&scale[(f + 1) * lanes]) : broadcast(C(1))};
+        write_edge_pairs<C>(to + f * step, stride, [&](int which, int k) __attribute__((always_inline)) {
+          return load(rows + which * feature_size + k * row_length) * factor[which];
+        });
+      }
+    for (; f < features; ++f) {
       next.template prefetch_part<true>(f);
       const C* rows = sums + f * feature_size;
       const V<C> factor = p.spline_scaler.data != nullptr ? load(&scale[f * lanes]) : broadcast(C(1));

@@ -62,7 +62,7 @@ def cells_of(fun: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, a: Tens
                 shift = values.mean(1, keepdim=True)
             values = values - shift
             total = total + values.sum(1)
-            along = along + (values * of_samples).sum(1)
+            along = along + values @ of_samples
             square = square + values.square().sum(1)
         parts.append(along.square() / ((square - total.square() / len(x)) * square_of_target + RIDGE))
     return torch.cat(parts).view(len(a), len(b)) if parts else x.new_zeros(len(a), len(b))
