@@ -207,16 +207,15 @@ Channels channels_of(const Tensor& x, const Tensor& w, const Tensor& spline_weig
   c.planes = int(channels.size());
   const Problem& p = c.problem;
   const Operand all = operand(w, "w", {c.planes, p.N, p.I}, p.storage);
-  STD_TORCH_CHECK(channels.size() == orders.size() && w.is_contiguous(), "kan_kernels: w must be contiguous, with an order for every channel");
-  const int64_t bytes = p.N * p.I * int64_t(w.element_size());
+  STD_TORCH_CHECK(channels.size() == orders.size(), "kan_kernels: expected an order for every channel");
   c.count = 1;
   for (int k = 0; k < c.planes; ++k) {
     STD_TORCH_CHECK(channels[k] >= 1 && channels[k] <= c.planes && orders[k] >= 1 && orders[k] <= kMaxChannelOrder,
                     "kan_kernels: expected channels from 1 on, without gaps, and orders from 1 to ", kMaxChannelOrder);
     Operand plane;
-    plane.data = static_cast<const char*>(all.data) + k * bytes;
-    plane.stride[0] = p.I;
-    plane.stride[1] = 1;
+    plane.data = static_cast<const char*>(all.data) + k * all.stride[0] * int64_t(w.element_size());
+    plane.stride[0] = all.stride[1];
+    plane.stride[1] = all.stride[2];
     planes.push_back({plane, int(channels[k]), int(orders[k])});
     c.count = channels[k] >= c.count ? int(channels[k]) + 1 : c.count;
     c.largest_order = orders[k] > c.largest_order ? int(orders[k]) : c.largest_order;
@@ -314,11 +313,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spline_channels_backward(
   std::vector<Plane> planes;
   Channels c = channels_of(x, w, spline_weight, spline_scaler, grid, base_weight, activation, channels, orders, planes);
   Problem& p = c.problem;
-  const Operand of_channel = operand(g, "g", {c.count, p.N, p.O}, p.storage);
-  STD_TORCH_CHECK(g.is_contiguous(), "kan_kernels: g must be contiguous");
-  p.g.data = of_channel.data;
-  p.g.stride[0] = of_channel.stride[1];
-  p.g.stride[1] = of_channel.stride[2];
+  const Operand all = operand(g, "g", {c.count, p.N, p.O}, p.storage);
+  p.g.data = all.data;
+  p.g.stride[0] = all.stride[1];
+  p.g.stride[1] = all.stride[2];
+  c.g_bytes = all.stride[0] * int64_t(g.element_size());
   WeightGradients gradients(p, x, need_spline_weight, need_spline_scaler, need_base_weight);
   const bool computes_input = need_input && !is_trivial(p);
   Tensor input_gradient = !need_input ? new_empty(x, {0}) : computes_input ? new_empty(x, {p.N, p.I}) : new_zeros(x, {p.N, p.I});

@@ -75,9 +75,10 @@ constexpr int kMaxChannelOrder = 4;
 
 // A layer and sums of its derivatives. Channel 0 is the layer itself.
 struct Channels {
-  Problem problem;  // of order 0; y is (channels, N, O), g is (channels * N, O)
+  Problem problem;  // of order 0; y is (channels, N, O), g that of channel 0
   int count, planes, largest_order;
   const Plane* plane;
+  int64_t g_bytes = 0;  // between the g of two channels
   void* plane_gradient = nullptr;  // (planes, N, I), contiguous; computed if problem.input_gradient is
 };
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -79,15 +79,19 @@ def _partitions(n: int, largest: int | None = None) -> list[tuple[tuple[int, ...
     return [(sizes, ways(sizes)) for sizes in parts(n, n)]
 
 
-@dataclass(frozen=True)
 class Jet:
-    """A function's values on a batch and its derivatives there: `channels` (C, N, F), whose meaning is in `layout`.
+    """A function's values on a batch and its derivatives there.
 
     A rule for a module receives the jet of its input and returns the jet of its output, by one of the methods below.
+
+    Attributes:
+        channels: (C, N, F), the values and the derivatives.
+        layout: the meaning of the channels.
     """
 
-    channels: Tensor
-    layout: Layout
+    def __init__(self, channels: Tensor, layout: Layout) -> None:
+        self.channels = channels
+        self.layout = layout
 
     @property
     def value(self) -> Tensor:
@@ -104,7 +108,7 @@ class Jet:
         channels = function(self.channels)
         if bias is not None:
             channels = torch.cat([channels[:1] + bias, channels[1:]])
-        return replace(self, channels=channels)
+        return Jet(channels, self.layout)
 
     def elementwise(self, function: Callable[[Tensor, int], Tensor]) -> "Jet":
         """Return the jet of f(x) for an elementwise f: function(x, n) is the n-th derivative of f at x (N, F), n >= 0."""
@@ -116,7 +120,7 @@ class Jet:
             term = plane * derivatives[order]
             before = results[channel]
             results[channel] = term if before is None else before + term
-        return replace(self, channels=torch.stack([result for result in results if result is not None]))
+        return Jet(torch.stack([result for result in results if result is not None]), self.layout)
 
     def compose(self, function: Callable[[Tensor], Tensor]) -> "Jet":
         """Return the jet of function(x) for any function (N, F) -> (N, O) that maps every row independently.
@@ -135,7 +139,7 @@ class Jet:
                 second.append(layout.weights[direction] * straight)
         if layout.weights is not None:
             results.append(sum(second, _along_curve(function, x, [self.parts[-1]])))
-        return replace(self, channels=torch.stack(results))
+        return Jet(torch.stack(results), self.layout)
 
     def planes(self) -> list[Tensor]:
         """Return the factors (N, F) of f', f'', ... in every channel but the first, in the order of `Layout.planes`."""
@@ -168,11 +172,11 @@ class Jet:
                     place = layout.channel(direction, 1)
                     total = total + 2 * weight * a[place] * b[place]
             results.append(total)
-        return replace(self, channels=torch.stack(results))
+        return Jet(torch.stack(results), self.layout)
 
     def __getitem__(self, features: slice | Sequence[int]) -> "Jet":
         """Return the jet of some features."""
-        return replace(self, channels=self.channels[..., features])
+        return Jet(self.channels[..., features], self.layout)
 
 
 def _along_curve(function: Callable[[Tensor], Tensor], x: Tensor, series: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import is_observed, kan_channels
+from ..functional import is_observed
 from ..interop.efficient_kan import FusedKANLinear
 from ..interop.efficient_kan import arguments as efficient_kans_arguments
 from ..interop.pykan.networks import FusedMultKAN
@@ -17,6 +17,7 @@ from ..nn import KAN, KANLinear
 from ..reference import base_activation
 from ..utils.checks import class_name
 from .jet import Jet
+from .layer import propagate_through_layer
 
 Rule = Callable[[Any, Jet], Jet]
 _rules: dict[type[nn.Module], Rule] = {}
@@ -89,20 +90,8 @@ def _efficient_kans_layer(layer: FusedKANLinear, jet: Jet) -> Jet:
 
 
 def _layer(jet: Jet, spline_weight: Tensor, grid: Tensor, base_weight: Tensor | None, scaler: Tensor | None, b: Any) -> Jet:
-    channels, orders = jet.layout.planes
     fused = isinstance(b, str)
-    y = kan_channels(
-        jet.value,
-        jet.planes(),
-        channels,
-        orders,
-        spline_weight,
-        grid,
-        base_weight if fused else None,
-        scaler,
-        b if fused else "silu",
-    )
-    result = Jet(y, jet.layout)
+    result = propagate_through_layer(jet, spline_weight, grid, base_weight if fused else None, scaler, b if fused else "silu")
     if fused or base_weight is None or b is None:
         return result
     base = _of_activation(b, jet).linear(lambda t: F.linear(t, base_weight))
@@ -201,7 +190,7 @@ def _silu(_: nn.Module, jet: Jet) -> Jet:
 
 
 def _layer_norm(module: nn.LayerNorm, jet: Jet) -> Jet:
-    """Propagate through the formula, since nested forward mode of `torch.nn.functional.layer_norm` is wrong (torch 2.13)."""
+    """Propagate through the formula: nested forward mode of `torch.nn.functional.layer_norm` is wrong in torch 2.13."""
     if module.normalized_shape != (jet.value.shape[1],):
         raise ValueError(
             f"net: expected a LayerNorm over the last dimension of size {jet.value.shape[1]}, got {module.normalized_shape}"

@@ -1,13 +1,9 @@
 """Derivatives of `spline_channels`. Its gradient has a kernel; derivatives of the gradient are composed of other operators."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .. import reference
-from . import library
+from . import library, vmap
 from .autograd import Differentiable, drop_unneeded, register
 
 
@@ -22,7 +18,7 @@ class SplineChannels(Differentiable):
         need_x, need_w, need_spline_weight, need_spline_scaler, _, need_base_weight, *_ = ctx.needs_input_grad
         needs = (need_x or need_w, need_spline_weight, need_spline_scaler, need_base_weight)
         gradients = library.spline_channels_backward(
-            x, w, g.contiguous(), spline_weight, spline_scaler, grid, base_weight, *ctx.rest, *needs
+            x, w, g, spline_weight, spline_scaler, grid, base_weight, *ctx.rest, *needs
         )
         of_x, of_w, *of_weights = drop_unneeded(gradients, (need_x, need_w, *needs[1:]))
         of_spline_weight, of_spline_scaler, of_base_weight = of_weights
@@ -41,16 +37,5 @@ def _composed_backward(*arguments: Any) -> Any:
     )
 
 
-def _batched(composed: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a vmap rule that uses the rules of the operators of which an operator is composed."""
-
-    def rule(operator: Any, info: Any, in_dims: Any, arguments: Any) -> Any:
-        dims = tuple(dim if isinstance(a, Tensor) else None for a, dim in zip(arguments, in_dims, strict=True))
-        results = torch.vmap(composed, dims)(*arguments)
-        return results, (0,) * len(results) if isinstance(results, tuple) else 0
-
-    return rule
-
-
-register(library.spline_channels, SplineChannels.apply_at_any_level, _composed, _batched(_composed))
-register(library.spline_channels_backward, _composed_backward, _composed_backward, _batched(_composed_backward))
+register(library.spline_channels, SplineChannels.apply_at_any_level, _composed, vmap.channels)
+register(library.spline_channels_backward, _composed_backward, _composed_backward, vmap.one_by_one)

@@ -56,6 +56,17 @@ def backward_weight(operator, info, in_dims, arguments):
     return one_by_one(operator, info, in_dims, arguments)
 
 
+def channels(operator, info, in_dims, arguments):
+    """Rule for `spline_channels`: merge x and w along rows."""
+    x, w, *rest = arguments
+    b = info.batch_size
+    if all(dim is None for dim in in_dims[2:6]):
+        planes = _problems(w, in_dims[1], b).movedim(0, 1).flatten(1, 2)
+        y = operator(_more(x, in_dims[0], b), planes, *rest)
+        return y.unflatten(1, (b, _first(x, in_dims[0]))), 1
+    return one_by_one(operator, info, in_dims, arguments)
+
+
 def _of_few_rows(batch, in_dims, x, w, g, grid, spline_order, activation, derivative, *needs):
     """Compute per-problem gradients as products of bases and g. With few rows the bases are no larger than the gradients.
 
@@ -99,6 +110,7 @@ def _problems(t: Tensor, dim: int | None, batch: int) -> Tensor:
 
 def one_by_one(operator, info, in_dims, arguments):
     """Rule for any operator: one call per problem."""
+    in_dims = [dim if isinstance(a, Tensor) else None for a, dim in zip(arguments, in_dims, strict=True)]  # lists have lists
 
     def problem(index):
         pairs = zip(arguments, in_dims, strict=True)
