@@ -5,6 +5,7 @@ bench/results/<date>-cpu-models.jsonl, which table.py reads.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -100,11 +101,20 @@ def digits() -> dict[str, Call]:
     return networks([64, 64, 10], step)
 
 
-def poisson() -> dict[str, Call]:
-    """Return the steps of a network [2, 2, 1] on 51 x 51 points.
+def nested_laplacian(net: nn.Module, points: Tensor) -> Tensor:
+    """Return the Laplacian (N, 1) by autograd, which nests three derivatives in a step."""
+    x = points.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    axes = range(points.shape[1])
+    return sum(torch.autograd.grad(slope[:, d].sum(), x, create_graph=True)[0][:, d : d + 1] for d in axes)
 
-    The loss contains its Laplacian, so a step nests three derivatives.
-    """
+
+def fused_laplacian(net: nn.Module, points: Tensor) -> Tensor:
+    return kk.laplacian(net, points).laplacian
+
+
+def poisson() -> dict[str, Call]:
+    """Return the steps of a network [2, 2, 1] on 51 x 51 points, whose loss contains its Laplacian."""
     axis = torch.linspace(-1, 1, 51)
     points = torch.cartesian_prod(axis, axis)
     border = points[(points.abs() == 1).any(1)]
@@ -114,21 +124,44 @@ def poisson() -> dict[str, Call]:
 
     source, at_border = -2 * torch.pi**2 * solution(points), solution(border)
 
-    def step(net: nn.Module) -> Call:
+    def step(net: nn.Module, laplacian: Callable[[nn.Module, Tensor], Tensor] = nested_laplacian) -> Call:
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
         def run() -> None:
             optimizer.zero_grad()
-            x = points.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
-            seconds = [torch.autograd.grad(slope[:, d].sum(), x, create_graph=True)[0][:, d : d + 1] for d in range(2)]
-            loss = (sum(seconds) - source).square().mean() + (net(border) - at_border).square().mean()
+            loss = (laplacian(net, points) - source).square().mean() + (net(border) - at_border).square().mean()
             loss.backward()
             optimizer.step()
 
         return run
 
-    return networks([2, 2, 1], step)
+    others = networks([2, 2, 1], step)
+    others["kan_kernels, nested autograd"] = others.pop("kan_kernels")
+    return {"kan_kernels": step(kk.KAN([2, 2, 1]), fused_laplacian)} | others
+
+
+def laplacian(widths: list[int], rows: int) -> dict[str, Call]:
+    """Return the loss of a Laplacian and its gradients: in one pass, by nested autograd, and of a tanh MLP."""
+    points = torch.rand(rows, widths[0]) * 2 - 1
+
+    def step(net: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Call:
+        parameters = list(net.parameters())
+        return lambda: torch.autograd.grad((compute(net, points) - 1).square().mean(), parameters, allow_unused=True)
+
+    net = kk.KAN(widths)
+    parameters = sum(p.numel() for p in net.parameters())
+    depth = len(widths) - 2
+    # I h + h + (depth - 1) (h^2 + h) + h + 1 parameters
+    hidden = next(h for h in range(parameters, 0, -1) if widths[0] * h + 2 * h + (depth - 1) * (h * h + h) + 1 <= parameters)
+    sizes = [widths[0], *[hidden] * depth]
+    layers = [module for pair in itertools.pairwise(sizes) for module in (nn.Linear(*pair), nn.Tanh())]
+    perceptron = nn.Sequential(*layers, nn.Linear(hidden, 1))
+    return {
+        "kan_kernels": step(net, fused_laplacian),
+        "kan_kernels, nested autograd": step(net, nested_laplacian),
+        "MLP, equal parameters, nested autograd": step(perceptron, nested_laplacian),
+        "MLP in one pass": step(perceptron, fused_laplacian),
+    }
 
 
 MODELS = {
@@ -136,6 +169,9 @@ MODELS = {
     "256 to 256, one row, inference": one_row,
     "digits [64, 64, 10], batch 64, Adam": digits,
     "Poisson PINN [2, 2, 1], 2601 points, Adam": poisson,
+    "Laplacian and gradients, [2, 10, 1], 2601 points": lambda: laplacian([2, 10, 1], 2601),
+    "Laplacian and gradients, [2, 32, 32, 1], 2601 points": lambda: laplacian([2, 32, 32, 1], 2601),
+    "Laplacian and gradients, [3, 64, 64, 1], 8192 points": lambda: laplacian([3, 64, 64, 1], 8192),
 }
 
 
