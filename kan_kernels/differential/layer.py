@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..functional import kan_channels
 from ..ops import spline_channels_backward
-from .jet import Jet
+from .jet import Jet, Term
 
 
 def propagate_through_layer(
@@ -88,23 +88,25 @@ class _Layer(torch.autograd.Function):
 
 def _of_channels(jet: Jet, of_x: Tensor, of_planes: Tensor) -> Tensor:
     """Return the gradient of the channels from those of the value and the planes: the transpose of `Jet.planes`."""
-    gradient = torch.zeros_like(jet.channels)
+    gradient = torch.empty_like(jet.channels)
     gradient[0] = of_x
-    plane = 0
-    for _, terms in jet.layout.terms:
-        for order in sorted({term.order for term in terms}):
-            of_plane = of_planes[plane]
-            plane += 1
-            for term in terms:
-                if term.order != order:
-                    continue
-                for place, channel in enumerate(term.channels):
-                    others = term.channels[:place] + term.channels[place + 1 :]
-                    factor = of_plane
-                    for other in others[:-1]:
-                        factor = factor * jet.parts[other]
-                    if others:
-                        gradient[channel].addcmul_(factor, jet.parts[others[-1]], value=term.factor)
-                    else:
-                        gradient[channel].add_(factor, alpha=term.factor)
+    # Every channel has a term of order 1, which is the channel itself: it comes first, so that nothing needs zeros.
+    places = list(enumerate(zip(*jet.layout.planes, strict=True)))
+    for plane, (channel, order) in places:
+        if order == 1:
+            gradient[channel] = of_planes[plane]
+    of_channel = dict(jet.layout.terms)
+    for plane, (channel, order) in places:
+        for term in of_channel[channel]:
+            if term.order == order > 1:
+                _add_product_rule(gradient, of_planes[plane], term, jet)
     return gradient
+
+
+def _add_product_rule(gradient: Tensor, of_product: Tensor, term: Term, jet: Jet) -> None:
+    for place, channel in enumerate(term.channels):
+        others = term.channels[:place] + term.channels[place + 1 :]
+        factor = of_product
+        for other in others[:-1]:
+            factor = factor * jet.parts[other]
+        gradient[channel].addcmul_(factor, jet.parts[others[-1]], value=term.factor)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from allocations import Allocations
 from cases import COMMON_CASES, DTYPES, PYKAN_CASES, Case, Tensors, make
+from test_channels import backward as channels_backward
+from test_channels import forward as channels_forward
 from test_gradients import first_order, second_order
 from test_nonfinite import VALUES, same
 from test_operators import OPERATORS, backward, compare
@@ -106,6 +108,17 @@ def test_float32(case, order, regime):
     """Every operator is as accurate in every order as float32 matrix products."""
     for operator in operators(order):
         compare(operator, case, torch.float32, order, triton_operators, trials(case))
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize(
+    "case", [Case(70, 5, 9, K=4, weighted=True, scaled=True), Case(63, 2, 33, G=20, weighted=True)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d).removeprefix("torch."))
+def test_sums_of_derivatives(case, dtype, layout):
+    """`spline_channels` is composed of the kernels for one derivative."""
+    for operator in (channels_forward, channels_backward):
+        compare(operator, case, dtype, layout, triton_operators, 2)
 
 
 @in_both_regimes

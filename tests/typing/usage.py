@@ -152,6 +152,18 @@ def formulas() -> None:
     kk.plot(net, x, edge_labels=found.functions)
 
 
+def differential() -> None:
+    net, x = kk.KAN([2, 1]), torch.rand(10, 2)
+    value, gradient, laplacian = kk.laplacian(net, x, [1.0, 0.0])
+    assert_type(value, Tensor)
+    assert_type(gradient, Tensor)
+    assert_type(laplacian, Tensor)
+    assert_type(kk.laplacian(net, x).laplacian, Tensor)
+    assert_type(kk.derivatives(net, x, order=(1, 2)).along[0][0], Tensor)
+    assert_type(kk.hessian(net, x), Tensor)
+    kk.register_derivative_rule(nn.ReLU, lambda module, jet: jet.elementwise(lambda x, n: x.relu() if n == 0 else 0 * x))
+
+
 def peers() -> None:
     model = kk.accelerate(Peer(), verbose=True)
     assert_type(model, Peer)
