@@ -109,7 +109,7 @@ _POWERS |= {"1/x": -1, "1/x^2": -2, "1/x^3": -3, "1/x^4": -4, "1/x^5": -5}
 
 
 def chosen_functions(lib: Any) -> list[Function]:
-    """Return the functions of the argument `lib`: None for the whole library, or an iterable of names and `Function`s.
+    """Return the functions of the argument `lib`: None for the whole library, or an iterable of names and `Function` objects.
 
     Raises:
         TypeError: lib is neither, or one of its items is neither.

@@ -110,7 +110,7 @@ class SymbolicKAN(nn.Module):
     negative number, its value is NaN.
 
     Attributes:
-        layers: `SymbolicLayer`s.
+        layers: a `SymbolicLayer` for every layer of the network.
     """
 
     def __init__(self, layers: Sequence[SymbolicLayer], report: Report) -> None:

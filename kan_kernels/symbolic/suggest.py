@@ -80,7 +80,7 @@ def suggest(
 
     Args:
         x, y: (N,), N >= 2, finite, floating point, on one device. The computation is in float64.
-        lib: names of the library (`LIBRARY`, pykan's names) and `Function`s; None for the whole library.
+        lib: names of the library (`LIBRARY`, pykan's names) and `Function` objects; None for the whole library.
         a_range, b_range: (low, high) of the search.
         weight_simple: in [0, 1]; 0 sorts by r2 alone, 1 by complexity alone.
 
