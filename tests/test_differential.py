@@ -282,6 +282,15 @@ def test_registered_rules():
             torch.testing.assert_close(torch.stack(a), b, rtol=1e-9, atol=1e-9)
 
 
+def test_networks_of_formulas():
+    net = kk.KAN([2, 1, 1], dtype=F64)
+    x = torch.rand(50, 2, dtype=F64) * 2 - 1
+    found = net.symbolic(x, ["sin", "x^2", "exp"])
+    ours = kk.laplacian(found, x[:5])
+    axes = nested(found, x[:5], torch.eye(2, dtype=F64), 2)
+    torch.testing.assert_close(ours.laplacian, axes[0][1] + axes[1][1])
+
+
 def test_products_and_compositions_of_jets():
     """Leibniz' rule and curves, with a Laplacian channel beside directions of higher order."""
     layout = Layout((2, 3), (1.0, 0.5))

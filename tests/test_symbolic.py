@@ -44,6 +44,15 @@ def test_exact_laws_come_out(name):
     torch.testing.assert_close(best(X), law(X), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e9])
+def test_values_of_any_size(size):
+    """The rule of the search is for values of order 1; the curve is scaled to that."""
+    best = suggest(X, size * (torch.sin(3 * X + 0.5) + 2))[0]
+    assert best.name == "sin"
+    assert best.c == pytest.approx(size, rel=1e-6)
+    assert best.d == pytest.approx(2 * size, rel=1e-6)
+
+
 def test_a_law_outside_of_the_ranges_is_refined():
     """The search ends at a = 10; Gauss-Newton steps go on from there."""
     y = torch.sin(10.2 * X + 0.3)
@@ -116,6 +125,16 @@ def test_the_computation_is_in_float64(dtype):
     assert suggest(x, y, ["x^2"]) == suggest(x.double(), y.double(), ["x^2"])
 
 
+def test_in_inference_mode_and_functions_without_a_fit():
+    with torch.inference_mode():
+        best = suggest(1 * X, torch.sin(3 * X), ["sin"])[0]
+    assert best.r2 == pytest.approx(1, abs=1e-12)
+    for function in (lambda z: z * math.nan, lambda z: 0 * z + 1):
+        (candidate,) = suggest(X, torch.sin(3 * X), [Function("f", function)])
+        assert candidate.r2 == pytest.approx(0, abs=1e-12)
+        assert candidate.c == 0
+
+
 def curve(x=X, y=None, **options):
     return suggest(x, torch.sin(3 * X) if y is None else y, **options)
 
@@ -145,6 +164,21 @@ NAN = torch.where(X == 0, math.nan, X)
             "expected a finite complexity >= 0, got -1",
         ),
         (lambda: curve(lib=["sin", Function("sin", torch.sin)]), ValueError, r"lib\[1\]: expected a new name, got 'sin'"),
+        (
+            lambda: curve(lib=[Function("f", lambda z: z.sum())]),
+            ValueError,
+            "lib: expected an elementwise function 'f', got shape",
+        ),
+        (
+            lambda: curve(lib=[Function("f", lambda z: z.long())]),
+            TypeError,
+            "lib: expected a function 'f' that returns .* torch.int64",
+        ),
+        (
+            lambda: curve(lib=[Function("f", lambda z: None)]),
+            TypeError,
+            "lib: expected a function 'f' that returns .* NoneType",
+        ),
         (lambda: curve(a_range=3), TypeError, r"a_range: expected two numbers \(low, high\), got 3"),
         (lambda: curve(b_range=(1, 1)), ValueError, r"b_range: expected low < high, got \(1, 1\)"),
         (lambda: curve(a_range=(0, math.inf)), ValueError, r"a_range\[1\]: expected a finite number"),

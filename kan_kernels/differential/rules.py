@@ -15,6 +15,7 @@ from ..interop.pykan.networks import FusedMultKAN
 from ..interop.pykan.networks import as_layers as pykans_layers
 from ..nn import KAN, KANLinear
 from ..reference import base_activation
+from ..symbolic import SymbolicKAN
 from ..utils.checks import class_name
 from .jet import Jet
 from .layer import propagate_through_layer
@@ -218,5 +219,6 @@ for _class, _rule in (
     (nn.Sigmoid, _composed),
     (nn.GELU, _composed),
     (nn.Softplus, _composed),
+    (SymbolicKAN, _composed),
 ):
     register_derivative_rule(cast(Any, _class), cast(Any, _rule))

@@ -48,7 +48,7 @@ def polish(fun: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, parameters: Te
         damping = max(damping / 10, 1e-15)
         if converged:
             break
-    return best, 1.0 - float(left / total)
+    return best, 1.0 - float(left / total) if bool(left.isfinite()) else 0.0
 
 
 def _damped_step(jacobian: Tensor, residual: Tensor, damping: float) -> Tensor:
@@ -63,8 +63,8 @@ def _damped_step(jacobian: Tensor, residual: Tensor, damping: float) -> Tensor:
 
 def _with_slopes(fun: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
     """Return f(z) and f'(z); a function that autograd does not record has slopes of 0."""
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_()
         values = fun(leaf)
         slopes = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
     return values.detach(), torch.zeros_like(z) if slopes is None else slopes

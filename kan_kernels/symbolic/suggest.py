@@ -74,6 +74,8 @@ def suggest(
 
     The fit y = c f(a x + b) + d is pykan's search: a grid of 101 x 101 pairs (a, b) that is refined twice, with the least
     squares c and d. The order is by weight_simple * complexity + (1 - weight_simple) * log2(1 + 1e-5 - r2) of the search.
+    The search is for x of order 1, since a_range and b_range limit it; y can have any size.
+
     Then Gauss-Newton steps refine all four parameters, so that a, b and r2 are better than those of the grid and can leave its
     ranges. Where functions have a redundant parameter, a is 1 or -1 (powers, "log"), or b is 0 ("exp"). Neighbours that fit
     equally well, as "sin" and "cos", are in the order of the library.
@@ -126,23 +128,45 @@ def checked_search(lib: Any, a_range: Any, b_range: Any, weight_simple: Any) -> 
 def candidates(x: Tensor, y: Tensor, search: Search) -> list[Candidate]:
     """Return the sorted fits of every function to a curve that is not constant."""
     x, y = x.detach().double().contiguous(), y.detach().double().contiguous()
+    # pykan's search adds 1e-4 to a product of sums of squares, which would decide for values of another order than 1.
+    size = float(y.std())
+    unit = 1.0 if 1e-3 <= size <= 1e3 else 2.0 ** round(math.log2(size))
+    y = y / unit
     found = []
     for function in search.functions:
         if function.name == ZERO and is_in_library(function):
             parameters, searched, r2 = (0.0, 0.0, 0.0, float(y.mean())), 0.0, 0.0
         else:
+            _check_function(function, x)
             formula = function.name if is_in_library(function) else None
             fit = affine_fit(x, y, function.function, search.a_range, search.b_range, formula, dtype=torch.float64)
             refined, r2 = polish(function.function, x, y, fit.parameters)
             parameters, searched = normalized(function, *refined.tolist()), float(fit.r2)
         loss = search.weight_simple * function.complexity + (1 - search.weight_simple) * math.log2(1 + 1e-5 - searched)
-        found.append(Candidate(function, r2, *parameters, loss))
+        a, b, c, d = parameters
+        found.append(Candidate(function, r2, a, b, c * unit, d * unit, loss))
     found.sort(key=lambda candidate: candidate.loss)
     for place in range(len(found) - 1):
         first, second = found[place : place + 2]
         if _same_fit(first, second) and search.functions.index(second.function) < search.functions.index(first.function):
             found[place : place + 2] = second, first
     return found
+
+
+def _check_function(function: Function, x: Tensor) -> None:
+    """Check that a function that the user has given is elementwise and returns floating-point numbers."""
+    if is_in_library(function):
+        return
+    points = x[:2].expand(3, -1)
+    values = function.function(points)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = f"{values.dtype} values" if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"lib: expected a function {function.name!r} that returns a floating-point tensor, got {got} from it")
+    if values.shape != points.shape:
+        raise ValueError(
+            f"lib: expected an elementwise function {function.name!r}, got shape {shape_of(values)} from it for shape"
+            f" {shape_of(points)}"
+        )
 
 
 def _same_fit(one: Candidate, other: Candidate) -> bool:
