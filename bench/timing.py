@@ -24,9 +24,11 @@ class Timing:
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, Timing]:
     """Sample the calls in turn for `rounds` rounds, each in another random order.
 
-    In a fixed order, the call after one with large tensors would always pay for the caches that these have emptied: with
-    efficient-kan before it, an accelerated layer seemed up to 1.38 times as slow as the native one, and the native one as the
-    accelerated one in the other order (64→64, 256 rows). A call that has used `budget` seconds skips the remaining rounds, but every call gets at least FEWEST_SAMPLES samples.
+    In a fixed order, the call after one with large tensors would always pay for the caches that these have emptied. With
+    efficient-kan before it, an accelerated layer seemed up to 1.38 times as slow as the native one, and in the other order the
+    native one as the accelerated one (64→64, 256 rows).
+
+    A call that has used `budget` seconds skips the remaining rounds, but every call gets at least FEWEST_SAMPLES samples.
     """
     repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / _warm_up(call))) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
