@@ -17,7 +17,7 @@ AARCH64_CXX ?= aarch64-linux-gnu-g++
 SELF_CHECK := tests/cpp/self_check.cpp csrc/kernels_baseline.cpp csrc/scratch.cpp
 SELF_CHECK_FLAGS := -std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Icsrc
 
-.PHONY: demo check test test-all test-gpu-code test-install test-asan test-clang test-cpp test-aarch64 lint docs bench gpu sdist pure-wheel clean
+.PHONY: demo check test test-all test-gpu-code test-install bare install-as-documented test-asan test-clang test-cpp test-aarch64 lint docs bench gpu sdist pure-wheel clean
 
 demo: $(EXTENSION)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -52,10 +52,14 @@ gpu: $(if $(DRY),$(EXTENSION))
 	$(GPU_PYTHON) bench/gpu.py $(if $(DRY),--dry-run)
 
 # The commands of docs/install.md as they stand there, in a new environment that has torch and nothing else.
-test-install:
+test-install: bare install-as-documented
+
+bare:
 	rm -rf $(BARE)
 	$(PYTHON) -m venv $(BARE)
 	$(BARE)/bin/pip install -q $(TORCH)
+
+install-as-documented:
 	awk '/^```/ { if (shown) exit; shown = 1; next } shown' docs/install.md | PATH="$(CURDIR)/$(BARE)/bin:$$PATH" sh -ex
 	cd $(BARE) && bin/python -m kan_kernels | tee info.txt && grep -q "^C++ kernels" info.txt
 
