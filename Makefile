@@ -52,7 +52,8 @@ gpu: $(if $(DRY),$(EXTENSION))
 	$(GPU_PYTHON) bench/gpu.py $(if $(DRY),--dry-run)
 
 # The commands of docs/install.md as they stand there, in a new environment that has torch and nothing else.
-test-install: bare install-as-documented
+test-install: bare
+	$(MAKE) install-as-documented
 
 bare:
 	rm -rf $(BARE)
