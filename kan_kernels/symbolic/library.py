@@ -90,7 +90,7 @@ LIBRARY: dict[str, Function] = {
     ZERO: Function(ZERO, lambda z: 0 * z, lambda z: 0 * z, 0),
     **{name: Function(name, FORMULAS[name], of_sympy, cost) for name, (cost, of_sympy) in _EXPRESSIONS.items()},
 }
-_ALIASES = {"x^0.5": "sqrt", "1/x^0.5": "1/sqrt(x)"}  # functions that pykan's library has twice
+ALIASES = {"x^0.5": "sqrt", "1/x^0.5": "1/sqrt(x)"}  # functions that pykan's library has twice
 
 # f(s z) = |s|^p f(z) or s^p f(z), so that a and c describe one degree of freedom
 _POWERS: dict[str, float] = {
@@ -131,7 +131,7 @@ def chosen_functions(lib: Any) -> list[Function]:
 
 def _checked(argument: str, item: Any) -> Function:
     if isinstance(item, str):
-        name = _ALIASES.get(item, item)
+        name = ALIASES.get(item, item)
         if name not in LIBRARY:
             raise ValueError(f"{argument}: expected a Function or one of {', '.join(LIBRARY)}, got {item!r}")
         return LIBRARY[name]

@@ -100,6 +100,8 @@ def suggest(
         check_has_values(name, value)
     if x.dim() != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError(f"x and y: expected two tensors (N,), N >= 2, got shapes {shape_of(x)} and {shape_of(y)}")
+    if y.device != x.device:
+        raise ValueError(f"y: expected {x.device}, the device of x, got {y.device}")
     for name, value in (("x", x), ("y", y)):
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name}: expected finite values, got a NaN or an infinity")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...reference import FORMULAS
 from ...symbolic import AffineFit, affine_fit
+from ...symbolic.library import ALIASES
 
 MASKED = -1e8  # the r2 that pykan returns for a masked edge
-_SAME = {"x^0.5": "sqrt", "1/x^0.5": "1/sqrt(x)"}  # functions that pykan's library has twice
 _remembered = threading.local()
 
 
@@ -28,7 +28,7 @@ def remembered_fits() -> Iterator[None]:
 
 def formula_name(name: str, fun: Callable[[Tensor], Tensor]) -> str | None:
     """Return the name of pykan's own function in `FORMULAS`, or "0", and None for other functions of any name."""
-    known = _SAME.get(name, name)
+    known = ALIASES.get(name, name)
     return known if known in (*FORMULAS, "0") and getattr(fun, "__module__", None) == "kan.utils" else None
 
 
