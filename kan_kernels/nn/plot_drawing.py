@@ -179,9 +179,7 @@ def _draw_labels(axes: "Axes", content: Content, level: int, band: Band) -> None
         if band.frames:
             axes.text(place.left + 0.015, place.top - 0.01, label, size=_SMALL, color="black", ha="left", va="top", zorder=5)
         else:
-            axes.text(
-                place.middle + 0.04, place.top + 0.02, label, size=_FOOT, color="black", ha="left", va="bottom", zorder=5
-            )
+            axes.text(place.left, place.top + 0.02, label, size=_FOOT, color="black", ha="left", va="bottom", zorder=5)
 
 
 def _box_texts(figure: "Figure", content: Content, level: int, band: Band) -> list[str]:
