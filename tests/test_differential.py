@@ -252,6 +252,18 @@ def test_transforms_compile_and_autocast():
     torch.testing.assert_close(low.value.float(), net(x).float(), rtol=0.05, atol=0.05)
 
 
+def test_forward_mode():
+    """Dual tensors without a transform: the tangent along a direction, against differences."""
+    net = kk.KAN([2, 3, 1], spline_order=5, dtype=F64)
+    x, v = inputs(net), torch.randn(7, 2, dtype=F64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        tangent = torch.autograd.forward_ad.unpack_dual(kk.laplacian(net, dual).laplacian).tangent
+    h = 1e-5
+    ahead, behind = (kk.laplacian(net, x + s * h * v).laplacian for s in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
 def test_where_a_derivative_jumps():
     """On knots, the side is that of the layer's own operators: the right one."""
     net = kk.KANLinear(1, 1, spline_order=2, grid_size=4, base_activation=None, dtype=F64)

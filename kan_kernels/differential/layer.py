@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..functional import kan_channels
 from ..ops import spline_channels_backward
+from ..utils.torch_private import forward_mode_is_active, functorch_is_active
 from .jet import Jet, Term
 
 
@@ -31,7 +32,7 @@ def _is_plain(channels: Tensor, spline_weight: Tensor, grid: Tensor) -> bool:
         return False
     if torch.is_autocast_enabled(channels.device.type) or channels.shape[0] < 2 or grid.requires_grad:
         return False
-    return not torch._C._functorch.peek_interpreter_stack()
+    return not (functorch_is_active() or forward_mode_is_active())
 
 
 class _Layer(torch.autograd.Function):
